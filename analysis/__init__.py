@@ -1,0 +1,1 @@
+"""Result files in; correlations, thresholds, figures and the report out. Needs no training stack."""

@@ -1,0 +1,1 @@
+"""Checkpoints in, one result file a checkpoint out."""
