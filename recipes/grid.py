@@ -1,0 +1,384 @@
+"""Grids: the file that names a set of runs, read, swept and checked.
+
+`defaults` holds settings of every run, `sizes` those of a size, and each entry of `runs` is one run, or many:
+a setting given as a list is swept over. The settings are those of `recipes.settings.RunSettings`.
+
+    python -m recipes.grid recipes/grids/smoke.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.table import Table
+
+from recipes.settings import RESERVED_RUN_NAMES, RunSettings, format_count, parse_count
+from tokenizer import cli
+from tokenizer.cli import UserError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_TOP_LEVEL = {"name", "description", "tokenizer", "evaluation", "defaults", "sizes", "runs"}
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """How the grid's tokenizer is trained."""
+
+    vocab_size: int
+    """Pieces, special ones included; also the runs' `vocab_size`."""
+    ratio: Mapping[str, float] = field(default_factory=lambda: {"en": 4.0, "zh": 1.0})
+    """Mixture of languages in the training sample, in bytes."""
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What is measured on every checkpoint."""
+
+    tasks: tuple[str, ...] = ()
+    """Names of the tasks; empty for all."""
+    limit: int | None = None
+    """Rows a task, a fixed random sample; None for all."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a grid: its name and its settings."""
+
+    name: str
+    settings: RunSettings
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A set of runs that share a tokenizer and an evaluation."""
+
+    name: str
+    path: Path
+    tokenizer: TokenizerSettings
+    evaluation: EvaluationSettings
+    runs: tuple[Run, ...]
+    description: str = ""
+
+    def run(self, name: str) -> Run:
+        """The run called `name`; UserError with the names there are if there is none."""
+        for run in self.runs:
+            if run.name == name:
+                return run
+        raise UserError(f"{self.path} has no run {name!r}; it has {', '.join(run.name for run in self.runs)}")
+
+
+def load_grid(path: str | Path) -> Grid:
+    """Read and check a grid file, or one of the shipped grids by its bare name (``smoke``).
+
+    Raises UserError with file and line for anything that cannot be trained.
+    """
+    source = _GridFile.read(_resolve(path))
+    source.check_keys((), _TOP_LEVEL)
+    name = source.value.get("name", source.path.stem)
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise source.error(("name",), f"{name!r} is no name; use letters, digits and . _ + -")
+    tokenizer = source.section("tokenizer", TokenizerSettings)
+    runs = tuple(_expand(source, tokenizer))
+    seen: dict[str, int] = {}
+    for index, run in runs:
+        if run.name in seen:
+            raise source.error(
+                ("runs", index), f"two runs are called {run.name}; give one of them a name or another seed"
+            )
+        seen[run.name] = index
+    return Grid(
+        name=name,
+        path=source.path,
+        tokenizer=tokenizer,
+        evaluation=source.section("evaluation", EvaluationSettings),
+        runs=tuple(run for _, run in runs),
+        description=str(source.value.get("description", "")).strip(),
+    )
+
+
+def override(settings: RunSettings, assignments: Sequence[str]) -> RunSettings:
+    """`settings` with ``key=value`` assignments from a command line; UserError names what is wrong in one."""
+    given: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, _ = assignment.partition("=")
+        if not equals:
+            raise UserError(f"{assignment!r} is no setting; write key=value, as learning_rate=1e-3")
+        if key.split(".")[0] not in _FIELDS:
+            raise UserError(f"there is no setting {key!r}; the settings are {', '.join(sorted(_FIELDS))}")
+    try:
+        given = OmegaConf.to_container(OmegaConf.from_dotlist(list(assignments)))
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(f"cannot read the settings {' '.join(assignments)}: {_first_line(error)}") from None
+    if isinstance(given.get("languages"), dict):
+        given["languages"] = {**settings.languages, **given["languages"]}
+    return _build({**dataclasses.asdict(settings), **given})
+
+
+_FIELDS = {item.name: item for item in dataclasses.fields(RunSettings)}
+
+
+def _resolve(path: str | Path) -> Path:
+    shipped = Path(__file__).parent / "grids" / f"{path}.yaml"
+    path = Path(path)
+    if path.is_file():
+        return path
+    if shipped.is_file():
+        return shipped
+    names = ", ".join(sorted(file.stem for file in shipped.parent.glob("*.yaml")))
+    raise UserError(f"there is no grid file {path}; give a YAML file or one of the shipped grids: {names}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _build(values: Mapping[str, Any]) -> RunSettings:
+    """Typed settings from plain values; UserError for a missing or ill-typed one."""
+    values = dict(values)
+    if "tokens" in values:
+        try:
+            values["tokens"] = parse_count(values["tokens"])
+        except ValueError as error:
+            raise UserError(f"tokens: {error}") from None
+    missing = [
+        name
+        for name, item in _FIELDS.items()
+        if name not in values
+        and item.default is dataclasses.MISSING
+        and item.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise UserError(f"missing settings: {', '.join(missing)}")
+    typed = {name: _typed(name, value) for name, value in values.items()}
+    return RunSettings(**typed)
+
+
+def _typed(name: str, value: Any) -> Any:
+    """`value` as the type of the setting `name` (annotations are strings in that module)."""
+    wanted = _FIELDS[name].type
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if wanted == "str" and isinstance(value, str | int | float):
+        return str(value)
+    if wanted == "bool" and isinstance(value, bool):
+        return value
+    if wanted == "int" and number and value == int(value):
+        return int(value)
+    if wanted == "float":
+        try:
+            return float(value) if not isinstance(value, bool) else _refuse(name, value, "a number")
+        except (TypeError, ValueError):
+            _refuse(name, value, "a number")
+    if wanted.startswith("dict") and isinstance(value, Mapping):
+        return {str(key): _typed("learning_rate", weight) for key, weight in value.items()}
+    words = {"int": "a whole number", "bool": "true or false", "str": "a word"}
+    return _refuse(name, value, words.get(wanted, "a mapping of languages to weights"))
+
+
+def _refuse(name: str, value: Any, wanted: str) -> Any:
+    raise UserError(f"{name} is {value!r}; it must be {wanted}")
+
+
+def _expand(source: _GridFile, tokenizer: TokenizerSettings) -> list[tuple[int, Run]]:
+    """Every run of the file with the index of the entry that it comes from."""
+    defaults = source.mapping(("defaults",))
+    source.check_keys(("defaults",), set(_FIELDS) - {"size"})
+    sizes = source.mapping(("sizes",))
+    if not sizes:
+        raise source.error((), "there are no sizes; add `sizes:` with a shape for each name")
+    for size in sizes:
+        source.mapping(("sizes", size))
+        source.check_keys(("sizes", size), set(_FIELDS) - {"size"})
+    entries = source.value.get("runs")
+    if not isinstance(entries, list) or not entries:
+        raise source.error(
+            ("runs",), "there are no runs; add `runs:` with a list, as - {size: tiny, tokens: 1M}"
+        )
+    runs = []
+    for index in range(len(entries)):
+        entry = source.mapping(("runs", index))
+        source.check_keys(("runs", index), {*_FIELDS, "name"})
+        for point in _sweep(entry):
+            size = str(point.get("size"))
+            if size not in sizes:
+                raise source.error(
+                    ("runs", index, "size"),
+                    f"there is no size {size!r}; sizes has {', '.join(map(str, sizes))}",
+                )
+            values = {"vocab_size": tokenizer.vocab_size, **defaults, **sizes[size], **point, "size": size}
+            name = str(values.pop("name", None) or _run_name(point, entry))
+            if not _NAME.fullmatch(name) or name in RESERVED_RUN_NAMES:
+                raise source.error(
+                    ("runs", index),
+                    f"{name!r} cannot name a run; use letters, digits and . _ + -, "
+                    f"and none of {', '.join(sorted(RESERVED_RUN_NAMES))}",
+                )
+            try:
+                runs.append((index, Run(name, _build(values))))
+            except UserError as error:
+                raise source.error(("runs", index), f"run {name}: {error}") from None
+    return runs
+
+
+def _sweep(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The Cartesian product of the entry's lists, the last key varying fastest."""
+    axes = [
+        [(key, item) for item in (value if isinstance(value, list) else [value])]
+        for key, value in entry.items()
+    ]
+    return [dict(point) for point in itertools.product(*axes)]
+
+
+def _run_name(point: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
+    """Size and budget, then every other swept setting: ``1.5B-67B``, ``tiny-1M-seed2``."""
+    name = f"{point.get('size')}-{point.get('tokens')}"
+    swept = [key for key, value in entry.items() if isinstance(value, list) and key not in ("size", "tokens")]
+    return name + "".join(f"-{key}{point[key]}" for key in swept)
+
+
+@dataclass(frozen=True)
+class _GridFile:
+    """A YAML file with the line of each of its keys, so that an error can name it."""
+
+    path: Path
+    value: dict[str, Any]
+    lines: dict[tuple, int]
+
+    @classmethod
+    def read(cls, path: Path) -> _GridFile:
+        text = path.read_text(encoding="utf-8")
+        try:
+            node = yaml.compose(text, Loader=yaml.SafeLoader)
+            lines: dict[tuple, int] = {}
+            _note_lines(node, (), lines, path)
+            value = OmegaConf.to_container(OmegaConf.create(text), resolve=True) if node else None
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else 1
+            raise UserError(f"{path}:{line}: this is no YAML: {error.problem}") from None
+        except OmegaConfBaseException as error:
+            raise UserError(f"{path}: {_first_line(error)}") from None
+        if not isinstance(value, dict):
+            raise UserError(f"{path}:1: a grid file is a mapping with {', '.join(sorted(_TOP_LEVEL))}")
+        return cls(path, value, lines)
+
+    def error(self, place: tuple, message: str) -> UserError:
+        while place and place not in self.lines:
+            place = place[:-1]
+        return UserError(f"{self.path}:{self.lines.get(place, 1)}: {message}")
+
+    def mapping(self, place: tuple) -> dict[str, Any]:
+        value: Any = self.value
+        for key in place:
+            value = value[key] if isinstance(value, list) else value.get(key, {})
+        if value is None:
+            value = {}
+        if not isinstance(value, dict):
+            raise self.error(place, f"{'.'.join(map(str, place))} must be a mapping of settings to values")
+        return value
+
+    def check_keys(self, place: tuple, known: set[str]) -> None:
+        for key in self.mapping(place):
+            if key not in known:
+                raise self.error((*place, key), f"unknown key {key!r}; known are {', '.join(sorted(known))}")
+
+    def section(self, name: str, kind: type) -> Any:
+        """The dataclass `kind` from the section `name`."""
+        values = self.mapping((name,))
+        fields = {item.name: item for item in dataclasses.fields(kind)}
+        self.check_keys((name,), set(fields))
+        for key, item in fields.items():
+            if key not in values and item.default is item.default_factory is dataclasses.MISSING:
+                raise self.error((name,), f"{name} has no {key}; add it")
+        for key, value in values.items():
+            if (
+                key in ("vocab_size", "limit")
+                and (not isinstance(value, int) or value < 1)
+                and value is not None
+            ):
+                raise self.error((name, key), f"{key} is {value!r}; it must be a whole number above 0")
+            if key == "tasks" and not isinstance(value, list):
+                raise self.error((name, key), f"tasks is {value!r}; it must be a list of names")
+            if key == "ratio" and not isinstance(value, dict):
+                raise self.error((name, key), f"ratio is {value!r}; it must map languages to weights")
+        return kind(
+            **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        )
+
+
+def _note_lines(node: yaml.Node | None, place: tuple, lines: dict[tuple, int], path: Path) -> None:
+    if node is None:
+        return
+    lines.setdefault(place, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if (*place, key.value) in lines:
+                raise UserError(
+                    f"{path}:{key.start_mark.line + 1}: {key.value!r} stands here twice; keep one"
+                )
+            lines[(*place, key.value)] = key.start_mark.line + 1
+            _note_lines(value, (*place, key.value), lines, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            _note_lines(value, (*place, index), lines, path)
+
+
+def table(grid: Grid) -> Table:
+    """The grid as a table: a line a run, with what follows from its settings."""
+    shown = Table(title=f"{grid.name}: {len(grid.runs)} runs", title_justify="left")
+    for heading in (
+        "run",
+        "parameters",
+        "without emb.",
+        "tokens",
+        "steps",
+        "batch",
+        "6ND FLOPs",
+        "exact",
+        "checkpoints",
+    ):
+        shown.add_column(heading, justify="left" if heading == "run" else "right")
+    for run in grid.runs:
+        it = run.settings
+        tokens = it.num_steps * it.tokens_per_step
+        shown.add_row(
+            run.name,
+            format_count(it.parameters),
+            format_count(it.parameters_non_embedding),
+            f"{tokens:,}",
+            f"{it.num_steps:,}",
+            f"{it.global_batch_size:,}",
+            f"{it.flops_6nd(tokens):.3g}",
+            f"{it.flops_exact(tokens):.3g}",
+            str(len(it.checkpoint_steps)),
+        )
+    return shown
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a grid as a table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.grid",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("grid", help="a grid file, or the name of a shipped grid")
+    arguments = parser.parse_args(argv)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(table(load_grid(arguments.grid)))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
