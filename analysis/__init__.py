@@ -1,1 +1,19 @@
-"""Result files in; correlations, thresholds, figures and the report out. Needs no training stack."""
+"""Result files in; correlations, thresholds, figures and the report out. Needs no training stack.
+
+`analysis.load(path)` gives the results table of a grid directory or of anybody's CSV or Parquet file.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["load"]
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy, so that `python -m analysis.table` does not import its own module twice.
+    if name == "load":
+        from analysis.table import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,169 @@
+"""Reading a grid directory: result files, loss curves, and which runs are finished and evaluated.
+
+Nothing here writes, and a grid that is still being trained can be read at any moment: result files and
+checkpoint manifests appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tokenizer.cli import UserError
+
+SCHEMA = 1
+"""Version of the result file that is understood here."""
+
+RESERVED = ("tokenizer", "data", "report", "logs")
+"""Folders of a grid directory that are no runs."""
+
+_IDENTITY = ("grid", "run", "size", "seed", "step", "final", "tokens", "parameters", "parameters_non_embedding")
+_CHECKPOINT = (*_IDENTITY, "flops_6nd", "flops_exact", "precision", "tokenizer_sha256", "data_fingerprint")
+_CHECKPOINT_EXTRA = ("git_revision", "sequence_length", "vocab_size")
+_TASK = ("language", "kind", "rows", "chance", "num_fewshot_used_mean")
+_TASK_EXTRA = ("prompting", "num_fewshot", "rows_available", "truncated_rows", "task_hash")
+_ENVIRONMENT = ("git_revision", "lm_eval", "transformers", "torch", "device", "dtype", "date")
+
+
+@dataclass(frozen=True)
+class RunState:
+    """How far one run of a grid directory is."""
+
+    run: str
+    checkpoints: int
+    """Whole checkpoints on disk."""
+    evaluated: int
+    """Result files."""
+    finished: bool
+    """Whether the run's last checkpoint exists or is evaluated."""
+
+
+def run_directories(grid: Path) -> list[Path]:
+    """The run directories of a grid directory, by name."""
+    return sorted(
+        entry
+        for entry in grid.iterdir()
+        if entry.is_dir()
+        and entry.name not in RESERVED
+        and not entry.name.startswith(".")
+        and any((entry / name).exists() for name in ("run.yaml", "loss.csv", "checkpoints", "eval"))
+    )
+
+
+def read_grid(grid: Path) -> pd.DataFrame:
+    """All result files of a grid directory as an unchecked results table.
+
+    Raises UserError when there is none, or when one is not JSON, of another schema, or lacks a field.
+    """
+    paths = [path for run in run_directories(grid) for path in sorted((run / "eval").glob("step_*.json"))]
+    if not paths:
+        raise UserError(
+            f"{grid}: no result file (<run>/eval/step_<n>.json) in it; evaluate a checkpoint first: "
+            "python emergence_eval/run.py --nemo-ckpt <run>/checkpoints/step_<n> --data <benchmarks>"
+        )
+    rows: list[dict[str, Any]] = []
+    for path in paths:
+        rows.extend(_rows(path))
+    if not rows:
+        raise UserError(f"{grid}: none of the {len(paths)} result files holds a task; evaluate again")
+    return pd.DataFrame(rows)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); delete it and evaluate that checkpoint again") from None
+    if not isinstance(result, dict) or result.get("schema") != SCHEMA:
+        found = result.get("schema") if isinstance(result, dict) else type(result).__name__
+        raise UserError(f"{path}: schema {found}, expected {SCHEMA}; evaluate that checkpoint again")
+    try:
+        checkpoint = result["checkpoint"]
+        losses = checkpoint["losses"]
+        common = {name: checkpoint[name] for name in _CHECKPOINT}
+        common["loss"] = losses["heldout"]
+        common["loss_train"] = losses.get("train")
+        for name, value in losses.items():
+            if name.startswith("heldout_"):
+                common["loss_" + name.removeprefix("heldout_")] = value
+        common.update({name: checkpoint.get(name) for name in _CHECKPOINT_EXTRA})
+        environment = result.get("environment", {})
+        common.update({f"eval_{name}": environment.get(name) for name in _ENVIRONMENT})
+        rows = []
+        for task, outcome in result["tasks"].items():
+            fields = {name: outcome[name] for name in _TASK}
+            fields.update({name: outcome.get(name) for name in _TASK_EXTRA})
+            for metric, number in outcome["metrics"].items():
+                rows.append(
+                    {
+                        **common,
+                        "task": task,
+                        **fields,
+                        "metric": metric,
+                        "value": number["value"],
+                        "stderr": number.get("stderr"),
+                        "higher_is_better": number["higher_is_better"],
+                    }
+                )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: field {error} missing; evaluate that checkpoint again") from None
+    return rows
+
+
+def run_states(grid: Path) -> list[RunState]:
+    """What each run of a grid directory has done, by name. Checkpoints without a manifest do not count."""
+    states = []
+    for run in run_directories(grid):
+        manifests = sorted((run / "checkpoints").glob("step_*/manifest.json"))
+        results = sorted((run / "eval").glob("step_*.json"))
+        last = max(manifests, key=lambda path: _step(path.parent), default=None)
+        finished = any(_is_final(path, ("checkpoint",)) for path in results)
+        if not finished and last is not None:
+            finished = _is_final(last, ())
+        states.append(RunState(run.name, len(manifests), len(results), finished))
+    return states
+
+
+def _step(path: Path) -> int:
+    match = re.fullmatch(r"step_(\d+)", path.stem)
+    return int(match.group(1)) if match else -1
+
+
+def _is_final(path: Path, keys: tuple[str, ...]) -> bool:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        for key in keys:
+            value = value[key]
+        return bool(value["final"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def read_loss_curves(grid: Path) -> dict[str, pd.DataFrame]:
+    """Run name -> its loss.csv (columns step, tokens, train_loss, heldout_loss, heldout_loss_<language>, ...).
+
+    Runs without a loss.csv, or with none but its header, are left out. Raises UserError for one without the
+    columns tokens and train_loss.
+    """
+    curves = {}
+    for run in run_directories(grid):
+        path = run / "loss.csv"
+        if not path.exists():
+            continue
+        try:
+            # A run that is being trained may be caught in the middle of its last line.
+            curve = pd.read_csv(path, on_bad_lines="skip")
+        except pd.errors.EmptyDataError:
+            continue
+        missing = {"tokens", "train_loss"} - set(curve.columns)
+        if missing:
+            raise UserError(f"{path}: missing column {', '.join(sorted(missing))}; is this a run's loss curve?")
+        curve = curve.apply(pd.to_numeric, errors="coerce").dropna(subset=["tokens"])
+        if not curve.empty:
+            curves[run.name] = curve
+    return curves
