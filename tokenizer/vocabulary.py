@@ -1,0 +1,149 @@
+"""The tokenizer: a SentencePiece model with its manifest, and text to ids and back without loss.
+
+SentencePiece writes a space as U+2581 (▁) and cannot tell the two apart afterwards. Here a U+2581 that
+stands in the text is encoded as its three UTF-8 bytes, so `decode(encode(text)) == text` for any text that
+can be written in UTF-8.
+
+    python -c "from tokenizer import vocabulary; print(vocabulary.load('runs/demo/tokenizer').encode('Hi, 世界'))"
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import sentencepiece
+
+from tokenizer.cli import UserError
+from tokenizer.files import sha256_file, write_json
+
+MODEL_FILE = "tokenizer.model"
+MANIFEST_FILE = "manifest.json"
+
+UNK_ID, EOD_ID, PAD_ID = 0, 1, 2
+UNK_PIECE, EOD_PIECE, PAD_PIECE = "<unk>", "<|endoftext|>", "<|pad|>"
+
+SPACE_MARK = "\u2581"
+"""What SentencePiece writes for a space."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is known about a tokenizer (`manifest.json` beside the model)."""
+
+    vocab_size: int
+    sha256: str
+    """Of tokenizer.model."""
+    ratio: dict[str, float]
+    """Language to its share of the training sample's bytes, as asked."""
+    sampled_bytes: dict[str, int]
+    """Language to UTF-8 bytes in the training sample."""
+    documents: int
+    """Documents the sample was drawn from."""
+    sentencepiece_version: str
+    unk_id: int = UNK_ID
+    eod_id: int = EOD_ID
+    pad_id: int = PAD_ID
+    characters: int = 0
+    """Distinct characters with an id of their own; all others are written as bytes."""
+    skipped_documents: int = 0
+    settings: dict[str, object] = field(default_factory=dict)
+    """SentencePiece's training settings."""
+
+
+class Tokenizer:
+    """Text to ids and back. Get one with `load`."""
+
+    def __init__(self, model: bytes, sha256: str) -> None:
+        self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.sha256 = sha256
+        self.vocab_size: int = self.processor.vocab_size()
+        self.eod_id: int = self.processor.eos_id()
+        self.pad_id: int = self.processor.pad_id()
+        self._mark_ids = [self.processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`; nothing is added. Text that looks like a special token is text.
+
+        Raises:
+            UnicodeEncodeError: the text holds half of a surrogate pair.
+        """
+        if SPACE_MARK not in text:
+            return self.processor.encode(text)
+        first, *others = self.processor.encode(text.split(SPACE_MARK))
+        ids = list(first)
+        for part in others:
+            ids += self._mark_ids
+            ids += part
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`. The document end and padding ids have none; bytes that are no UTF-8 become U+FFFD."""
+        return self.processor.decode([int(token) for token in ids])
+
+
+def load(directory: Path | str) -> Tokenizer:
+    """The tokenizer in `directory`.
+
+    Raises:
+        UserError: the directory holds no tokenizer, or not the one its manifest names.
+    """
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    path = directory / MODEL_FILE
+    if not path.is_file():
+        raise UserError(f"{directory}: no {MODEL_FILE}; train a tokenizer with python -m tokenizer.train")
+    digest = sha256_file(path)
+    if digest != manifest.sha256:
+        raise UserError(
+            f"{path}: SHA-256 is {digest[:12]}..., {MANIFEST_FILE} says {manifest.sha256[:12]}...; "
+            "the file was damaged or replaced: restore it or train anew"
+        )
+    tokenizer = Tokenizer(path.read_bytes(), digest)
+    found = (tokenizer.vocab_size, tokenizer.eod_id, tokenizer.pad_id)
+    expected = (manifest.vocab_size, manifest.eod_id, manifest.pad_id)
+    if found != expected:
+        raise UserError(
+            f"{path}: vocabulary size, eod and pad ids are {found}, {MANIFEST_FILE} says {expected}; train it anew"
+        )
+    return tokenizer
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of the tokenizer in `directory`.
+
+    Raises:
+        UserError: there is none, or it is not a tokenizer's.
+    """
+    path = directory / MANIFEST_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        known = {name: content[name] for name in Manifest.__dataclass_fields__ if name in content}
+        return Manifest(**known)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{directory}: not a tokenizer (no {MANIFEST_FILE}); train one with python -m tokenizer.train --out {directory}"
+        ) from None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: not a tokenizer's manifest ({error}); train the tokenizer anew") from None
+
+
+def sha256_bytes(model: bytes) -> str:
+    """SHA-256 of a serialised model, in hexadecimal."""
+    return hashlib.sha256(model).hexdigest()
+
+
+def save(directory: Path, model: bytes, manifest: Manifest) -> None:
+    """Write model and manifest into `directory` (which exists); the manifest comes last."""
+    (directory / MODEL_FILE).write_bytes(model)
+    write_json(directory / MANIFEST_FILE, asdict(manifest))
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a tokenizer's two files into the directory `target` (which exists)."""
+    for name in (MODEL_FILE, MANIFEST_FILE):
+        shutil.copyfile(source / name, target / name)
