@@ -154,9 +154,7 @@ def _build(values: Mapping[str, Any]) -> RunSettings:
     missing = [
         name
         for name, item in _FIELDS.items()
-        if name not in values
-        and item.default is dataclasses.MISSING
-        and item.default_factory is dataclasses.MISSING
+        if name not in values and item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
     ]
     if missing:
         raise UserError(f"missing settings: {', '.join(missing)}")
@@ -201,9 +199,7 @@ def _expand(source: _GridFile, tokenizer: TokenizerSettings) -> list[tuple[int, 
         source.check_keys(("sizes", size), set(_FIELDS) - {"size"})
     entries = source.value.get("runs")
     if not isinstance(entries, list) or not entries:
-        raise source.error(
-            ("runs",), "there are no runs; add `runs:` with a list, as - {size: tiny, tokens: 1M}"
-        )
+        raise source.error(("runs",), "there are no runs; add `runs:` with a list, as - {size: tiny, tokens: 1M}")
     runs = []
     for index in range(len(entries)):
         entry = source.mapping(("runs", index))
@@ -232,10 +228,7 @@ def _expand(source: _GridFile, tokenizer: TokenizerSettings) -> list[tuple[int, 
 
 def _sweep(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The Cartesian product of the entry's lists, the last key varying fastest."""
-    axes = [
-        [(key, item) for item in (value if isinstance(value, list) else [value])]
-        for key, value in entry.items()
-    ]
+    axes = [[(key, item) for item in (value if isinstance(value, list) else [value])] for key, value in entry.items()]
     return [dict(point) for point in itertools.product(*axes)]
 
 
@@ -300,19 +293,13 @@ class _GridFile:
             if key not in values and item.default is item.default_factory is dataclasses.MISSING:
                 raise self.error((name,), f"{name} has no {key}; add it")
         for key, value in values.items():
-            if (
-                key in ("vocab_size", "limit")
-                and (not isinstance(value, int) or value < 1)
-                and value is not None
-            ):
+            if key in ("vocab_size", "limit") and (not isinstance(value, int) or value < 1) and value is not None:
                 raise self.error((name, key), f"{key} is {value!r}; it must be a whole number above 0")
             if key == "tasks" and not isinstance(value, list):
                 raise self.error((name, key), f"tasks is {value!r}; it must be a list of names")
             if key == "ratio" and not isinstance(value, dict):
                 raise self.error((name, key), f"ratio is {value!r}; it must map languages to weights")
-        return kind(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        )
+        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
 def _note_lines(node: yaml.Node | None, place: tuple, lines: dict[tuple, int], path: Path) -> None:
@@ -322,9 +309,7 @@ def _note_lines(node: yaml.Node | None, place: tuple, lines: dict[tuple, int], p
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if (*place, key.value) in lines:
-                raise UserError(
-                    f"{path}:{key.start_mark.line + 1}: {key.value!r} stands here twice; keep one"
-                )
+                raise UserError(f"{path}:{key.start_mark.line + 1}: {key.value!r} stands here twice; keep one")
             lines[(*place, key.value)] = key.start_mark.line + 1
             _note_lines(value, (*place, key.value), lines, path)
     elif isinstance(node, yaml.SequenceNode):

@@ -139,15 +139,11 @@ class RunSettings:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
             if value < 0 or (value == 0 and name not in may_be_zero) or not math.isfinite(value):
-                raise UserError(
-                    f"{name} is {value}; it must be {'at least' if name in may_be_zero else 'above'} 0"
-                )
+                raise UserError(f"{name} is {value}; it must be {'at least' if name in may_be_zero else 'above'} 0")
         if self.precision not in PRECISIONS:
             raise UserError(f"precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
         if not self.languages or any(weight <= 0 for weight in self.languages.values()):
-            raise UserError(
-                f"languages is {dict(self.languages)}; give each language a weight above 0, as en: 4"
-            )
+            raise UserError(f"languages is {dict(self.languages)}; give each language a weight above 0, as en: 4")
 
     def _check_shape(self) -> None:
         heads, groups, tensor = self.num_attention_heads, self.num_query_groups, self.tensor_parallel
@@ -168,9 +164,7 @@ class RunSettings:
             (self.padded_vocab_size, "rows of the padded vocabulary"),
         ):
             if value % tensor:
-                raise UserError(
-                    f"{value} {what} do not divide over tensor_parallel={tensor}; {_divisors(value)} would"
-                )
+                raise UserError(f"{value} {what} do not divide over tensor_parallel={tensor}; {_divisors(value)} would")
         if self.num_layers % self.pipeline_parallel:
             raise UserError(
                 f"{self.num_layers} layers do not divide over pipeline_parallel={self.pipeline_parallel}; "
@@ -222,9 +216,7 @@ class RunSettings:
     def checkpoint_steps(self) -> tuple[int, ...]:
         """Steps after which a checkpoint is written, evenly spaced, the last being the last step."""
         return tuple(
-            sorted(
-                {round(self.num_steps * i / self.num_checkpoints) for i in range(1, self.num_checkpoints + 1)}
-            )
+            sorted({round(self.num_steps * i / self.num_checkpoints) for i in range(1, self.num_checkpoints + 1)})
         )
 
     @property

@@ -1,0 +1,138 @@
+"""What Megatron-Core needs to run without CUDA, each replacement with its reason, and nothing else.
+
+Megatron-Core names CUDA directly (device strings, streams, its random state, tensor type names). `install`
+answers those names with the CPU's equivalents; with a GPU it changes nothing. It must be called before
+Megatron-Core builds a model.
+"""
+
+from __future__ import annotations
+
+import functools
+import queue
+import warnings
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+_FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange", "rand", "randn", "empty_like", "zeros_like")
+
+
+def has_gpu() -> bool:
+    """Whether this process trains on a CUDA device."""
+    return torch.cuda.is_available()
+
+
+def device() -> torch.device:
+    """The device that this process trains on."""
+    return torch.device("cuda", torch.cuda.current_device()) if has_gpu() else torch.device("cpu")
+
+
+def backend() -> str:
+    """The torch.distributed backend for `device`: nccl on a GPU, gloo on a CPU."""
+    return "nccl" if has_gpu() else "gloo"
+
+
+@functools.cache
+def install() -> None:
+    """Let Megatron-Core run on the CPU when there is no GPU; harmless to call again."""
+    # Megatron says at every import that Apex and Transformer Engine are missing: on a CPU they must be.
+    warnings.filterwarnings("ignore", module=r"megatron\..*")
+    if has_gpu():
+        return
+    _replace_device_queries()
+    _replace_factories()
+    _replace_type_names()
+    _replace_streams()
+    _replace_random_state()
+    _replace_writer_queue()
+
+
+def _replace_device_queries() -> None:
+    # Buffers and parameters are made with device=torch.cuda.current_device().
+    torch.cuda.current_device = lambda: torch.device("cpu")
+    # The checkpoint writer's process binds itself to rank % device_count.
+    torch.cuda.device_count = lambda: 1
+    torch.cuda.set_device = lambda device: None
+    torch.cuda.synchronize = lambda device=None: None
+    # Data that the host sends "to the GPU" are where they should be already.
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self
+
+
+def _replace_factories() -> None:
+    # Scalars of the schedule, of gradient clipping and of the optimizers are made with device="cuda".
+    for name in _FACTORIES:
+        setattr(torch, name, _on_cpu(getattr(torch, name)))
+
+
+def _on_cpu(factory: Any) -> Any:
+    @functools.wraps(factory)
+    def made(*args: Any, **kwargs: Any) -> torch.Tensor:
+        place = kwargs.get("device")
+        if place is not None and torch.device(place).type == "cuda":
+            kwargs["device"] = "cpu"
+        return factory(*args, **kwargs)
+
+    return made
+
+
+def _replace_type_names() -> None:
+    # The optimizers and gradient clipping tell precisions apart by names such as "torch.cuda.FloatTensor".
+    original = torch.Tensor.type
+
+    @functools.wraps(original)
+    def type_name(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        answer = original(self, *args, **kwargs)
+        return answer.replace("torch.", "torch.cuda.", 1) if isinstance(answer, str) else answer
+
+    torch.Tensor.type = type_name
+
+
+class _Stream:
+    """A stream on a device that runs everything in order."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def wait_stream(self, stream: _Stream) -> None:
+        pass
+
+    def wait_event(self, event: Any) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
+@contextmanager
+def _stream_context(stream: Any) -> Any:
+    yield
+
+
+def _replace_streams() -> None:
+    # Gradient reduction is put on a stream of its own.
+    torch.cuda.Stream = _Stream
+    torch.cuda.stream = _stream_context
+    torch.cuda.current_stream = torch.cuda.default_stream = lambda device=None: _Stream()
+
+
+def _replace_random_state() -> None:
+    # Tensor-parallel regions keep random states of "the GPU", here of the CPU.
+    torch.cuda.get_rng_state = torch.cuda.random.get_rng_state = lambda device=None: torch.get_rng_state()
+    torch.cuda.set_rng_state = torch.cuda.random.set_rng_state = lambda state, device=None: torch.set_rng_state(state)
+    torch.cuda.manual_seed = lambda seed: torch.default_generator.manual_seed(seed) and None
+
+    from megatron.core.tensor_parallel import random
+
+    # The setter reaches into CUDA's generators instead of calling torch.cuda.set_rng_state.
+    random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
+
+
+def _replace_writer_queue() -> None:
+    # A checkpoint's writers report through a manager process, which is spawned and imports everything again:
+    # seven seconds of a run of minutes, and a process left behind if the run is killed. We save in the
+    # foreground, where an ordinary queue does.
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    results: queue.Queue = queue.Queue()
+    filesystem_async._get_write_results_queue = lambda: results

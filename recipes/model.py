@@ -1,0 +1,153 @@
+"""A run's shape as a Megatron-Core GPTModel.
+
+The architecture is LLaMA's (RMSNorm, SwiGLU, no biases, untied embeddings) with grouped-query attention and
+rotary embedding on half of each head (Du et al. 2024, App. A.2). On a GPU its layers are Transformer
+Engine's; on a CPU Megatron-Core's local ones, around torch's fused attention.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+import torch.nn.functional as F
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory, apply_factories
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.transformer import ModuleSpec, TransformerConfig
+from megatron.core.transformer.module import MegatronModule
+
+from recipes import cpu
+from recipes.settings import RunSettings
+
+_SCALED_OUTPUTS = ("linear_proj.weight", "linear_fc2.weight")
+_NORMS = ("layernorm.weight", "layer_norm_weight")
+
+
+class TorchAttention(MegatronModule):
+    """Causal attention through torch's fused kernel, with grouped queries, for the local layer spec.
+
+    On a CPU it is faster than Megatron-Core's unfused attention and keeps no s x s matrix
+    (benchmarks/train_cpu.py).
+    """
+
+    def __init__(self, config: TransformerConfig, layer_number: int, softmax_scale: float | None = None, **_: object):
+        super().__init__(config=config)
+        self.softmax_scale = softmax_scale
+
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: None, **_: object
+    ) -> torch.Tensor:
+        """[s, b, heads, d] queries and [s, b, groups, d] keys and values to [s, b, heads * d]."""
+        query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
+        context = F.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=self.softmax_scale, enable_gqa=query.size(1) != key.size(1)
+        )
+        return context.permute(2, 0, 1, 3).flatten(2)
+
+
+def layer_spec() -> ModuleSpec:
+    """The layer to build the model from: Transformer Engine's on a GPU, local with torch's attention without."""
+    if cpu.has_gpu():
+        return get_gpt_layer_with_transformer_engine_spec()
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    spec.submodules.self_attention.submodules.core_attention = TorchAttention
+    return spec
+
+
+def transformer_config(settings: RunSettings) -> TransformerConfig:
+    """Megatron-Core's configuration of a run's model."""
+    bf16 = settings.precision == "bf16"
+    return TransformerConfig(
+        num_layers=settings.num_layers,
+        hidden_size=settings.hidden_size,
+        ffn_hidden_size=settings.ffn_hidden_size,
+        num_attention_heads=settings.num_attention_heads,
+        num_query_groups=settings.num_query_groups,
+        kv_channels=settings.kv_channels,
+        normalization="RMSNorm",
+        layernorm_epsilon=settings.layernorm_epsilon,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        bias_activation_fusion=cpu.has_gpu(),
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        # `initialize` draws the weights, the same ones on every layout. Megatron-Core's own step stays on, for it
+        # marks the tensor-parallel parameters, without which the gradient norm misses all ranks but the first.
+        init_method=_leave,
+        output_layer_init_method=_leave,
+        params_dtype=torch.bfloat16 if bf16 else torch.float32,
+        bf16=bf16,
+        pipeline_dtype=torch.bfloat16 if bf16 else torch.float32,
+        tensor_model_parallel_size=settings.tensor_parallel,
+        pipeline_model_parallel_size=settings.pipeline_parallel,
+        gradient_accumulation_fusion=False,
+        persist_layer_norm=False,
+        cross_entropy_loss_fusion=cpu.has_gpu(),
+        cross_entropy_fusion_impl="te" if cpu.has_gpu() else "native",
+    )
+
+
+def _leave(weight: torch.Tensor) -> torch.Tensor:
+    return weight
+
+
+def build_model(settings: RunSettings, *, pre_process: bool = True, post_process: bool = True) -> GPTModel:
+    """This rank's part of a run's model with its initial weights. Needs `recipes.distributed.start` first."""
+    config = transformer_config(settings)
+    model = GPTModel(
+        config=config,
+        transformer_layer_spec=layer_spec(),
+        vocab_size=settings.padded_vocab_size,
+        max_sequence_length=settings.sequence_length,
+        pre_process=pre_process,
+        post_process=post_process,
+        share_embeddings_and_output_weights=False,
+        position_embedding_type="rope",
+        rotary_percent=settings.rotary_percent,
+        rotary_base=settings.rotary_base,
+    )
+    model.to(cpu.device(), config.params_dtype)
+    initialize(model, settings)
+    return model
+
+
+@torch.no_grad()
+def initialize(model: GPTModel, settings: RunSettings) -> None:
+    """Draw the initial weights: normal with `init_std`, output projections divided by sqrt(2 layers), norms 1.
+
+    Each tensor is a function of the seed, its name and its layer alone, drawn whole and then cut to this
+    rank's part, so that every tensor- and pipeline-parallel layout starts from the same model.
+    """
+    shards = model.sharded_state_dict()
+    apply_factories(shards)
+    for shard in nested_values(shards):
+        if not isinstance(shard, ShardedTensor) or shard.data is None:
+            continue
+        if shard.key.endswith(_NORMS):
+            shard.data.fill_(1.0)
+            continue
+        std = settings.init_std
+        if shard.key.endswith(_SCALED_OUTPUTS):
+            std /= math.sqrt(2 * settings.num_layers)
+        shard.data.copy_(_draw(shard, std, settings.seed))
+
+
+def _draw(shard: ShardedTensor, std: float, seed: int) -> torch.Tensor:
+    """This rank's part of a tensor of normal deviates. Stacked layers are drawn one by one."""
+    stacked = shard.prepend_axis_num
+    layer = shard.global_offset[:stacked]
+    name = f"{seed}/{shard.key}/{','.join(map(str, layer))}"
+    digest = hashlib.blake2b(name.encode(), digest_size=7).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+    whole = torch.randn(shard.global_shape[stacked:], generator=generator) * std
+    part = tuple(
+        slice(start, start + size) for start, size in zip(shard.global_offset[stacked:], shard.local_shape, strict=True)
+    )
+    return whole[part]

@@ -1,0 +1,165 @@
+"""One run's model, optimizer and schedule, and the two things done with them: a training step, and a held-out loss.
+
+Everything that computes is Megatron-Core's: its DistributedDataParallel, optimizer, learning-rate schedule and
+pipeline schedules.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from recipes import cpu, data
+from recipes.model import build_model
+from recipes.settings import RunSettings
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a training step tells of itself."""
+
+    loss: float
+    """Mean loss of the global batch, nats per token."""
+    grad_norm: float
+    """Gradient norm before clipping."""
+    learning_rate: float
+    """Learning rate of the step."""
+    seconds: float
+    """Wall-clock time of the step."""
+
+
+class Trainer:
+    """A run's model with all that is needed to train it, on this rank's part of the layout."""
+
+    def __init__(self, settings: RunSettings):
+        self.settings = settings
+        self.module = build_model(
+            settings,
+            pre_process=parallel_state.is_pipeline_first_stage(),
+            post_process=parallel_state.is_pipeline_last_stage(),
+        )
+        ddp = DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True, use_distributed_optimizer=settings.distributed_optimizer
+        )
+        self.model = DistributedDataParallel(self.module.config, ddp, self.module)
+        self.optimizer = get_megatron_optimizer(_optimizer_config(settings), [self.model])
+        self.scheduler = _scheduler(self.optimizer, settings)
+        self.module.config.finalize_model_grads_func = finalize_model_grads
+        self._schedule = get_forward_backward_func()
+
+    def step(self, dataset: torch.utils.data.Dataset, step: int) -> StepResult:
+        """Train on the global batch of `step` (counted from 1)."""
+        started = time.monotonic()
+        settings = self.settings
+        self.model.train()
+        self.model.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        first = (step - 1) * settings.global_batch_size
+        loss = self._run(dataset, first, settings.global_batch_size, forward_only=False)
+        # Before the optimizer, so that the first step trains and the last one has the final learning rate.
+        self.scheduler.step(1)
+        _, grad_norm, _ = self.optimizer.step()
+        learning_rate = float(self.optimizer.param_groups[0]["lr"])
+        return StepResult(loss, float(grad_norm or 0.0), learning_rate, time.monotonic() - started)
+
+    @torch.no_grad()
+    def heldout_losses(self, heldout: dict[str, torch.utils.data.Dataset]) -> dict[str, float]:
+        """Mean loss of each language's held-out sample, nats per token."""
+        self.model.eval()
+        return {language: self._heldout_loss(dataset) for language, dataset in heldout.items()}
+
+    def _heldout_loss(self, dataset: torch.utils.data.Dataset) -> float:
+        settings = self.settings
+        group = settings.micro_batch_size * parallel_state.get_data_parallel_world_size()
+        return self._run(dataset, 0, math.ceil(len(dataset) / group) * group, forward_only=True)
+
+    def _run(self, dataset: torch.utils.data.Dataset, first: int, count: int, *, forward_only: bool) -> float:
+        """Mean loss over samples, through the pipeline schedule of the layout; the same on every rank."""
+        settings = self.settings
+        size = settings.micro_batch_size
+        losses = self._schedule(
+            forward_step_func=_forward_step,
+            data_iterator=data.micro_batches(dataset, first, count, size),
+            model=[self.model],
+            num_microbatches=count // (size * parallel_state.get_data_parallel_world_size()),
+            seq_length=settings.sequence_length,
+            micro_batch_size=size,
+            forward_only=forward_only,
+        )
+        return _mean_over_ranks(losses)
+
+
+def _forward_step(batches: Iterator[dict[str, torch.Tensor]], model: torch.nn.Module):
+    batch = next(batches)
+    # On a CPU the attention is causal by itself; Transformer Engine's too.
+    output = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
+
+    def loss_function(per_token: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        mask = batch["loss_mask"].view(-1)
+        total = torch.sum(per_token.float().view(-1) * mask)
+        tokens = mask.sum()
+        return total / tokens.clamp(min=1), {"total": total.detach().double(), "tokens": tokens.double()}
+
+    return output, loss_function
+
+
+def _mean_over_ranks(losses: list[dict[str, torch.Tensor]]) -> float:
+    """The mean loss a token over micro-batches and replicas, from the last pipeline stage to every rank."""
+    sums = torch.zeros(2, dtype=torch.float64, device=cpu.device())
+    for entry in losses:
+        sums += torch.stack([entry["total"], entry["tokens"]])
+    if parallel_state.get_data_parallel_world_size() > 1:
+        torch.distributed.all_reduce(sums, group=parallel_state.get_data_parallel_group())
+    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+        torch.distributed.broadcast(
+            sums,
+            parallel_state.get_pipeline_model_parallel_last_rank(),
+            group=parallel_state.get_pipeline_model_parallel_group(),
+        )
+    return (sums[0] / sums[1]).item()
+
+
+def _optimizer_config(settings: RunSettings) -> OptimizerConfig:
+    bf16 = settings.precision == "bf16"
+    return OptimizerConfig(
+        optimizer="adam",
+        lr=settings.learning_rate,
+        min_lr=settings.learning_rate * settings.min_learning_rate_ratio,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.adam_beta1,
+        adam_beta2=settings.adam_beta2,
+        adam_eps=settings.adam_epsilon,
+        clip_grad=settings.clip_grad,
+        bf16=bf16,
+        params_dtype=torch.bfloat16 if bf16 else torch.float32,
+        use_distributed_optimizer=settings.distributed_optimizer,
+    )
+
+
+def _scheduler(optimizer: torch.optim.Optimizer, settings: RunSettings) -> OptimizerParamScheduler:
+    """Linear warm-up, then a cosine to the final learning rate at the last step, in steps."""
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=settings.learning_rate,
+        min_lr=settings.learning_rate * settings.min_learning_rate_ratio,
+        lr_warmup_steps=min(settings.num_warmup_steps, settings.num_steps - 1),
+        lr_decay_steps=settings.num_steps,
+        lr_decay_style="cosine",
+        start_wd=settings.weight_decay,
+        end_wd=settings.weight_decay,
+        wd_incr_steps=settings.num_steps,
+        wd_incr_style="constant",
+        use_checkpoint_opt_param_scheduler=True,
+        override_opt_param_scheduler=False,
+    )
