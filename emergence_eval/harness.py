@@ -1,0 +1,210 @@
+"""lm-evaluation-harness, quietly: the tasks, a model directory as its language model, one task's scores.
+
+Importing this module takes seconds (torch, transformers, the harness), so that `run.py` does it only when there
+is something to evaluate. Everything is offline: models, tokenizers and data come from directories.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TQDM_DISABLE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# The harness sets up its loggers when imported; its levels are set again below.
+logging.getLogger("lm_eval").setLevel(logging.ERROR)
+
+import torch
+import transformers
+from lm_eval.api.instance import Instance
+from lm_eval.evaluator import evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from emergence_eval.definitions import TASKS, TaskDefinition
+from emergence_eval.fewshot import FittedTask, Window
+from emergence_eval.readers.files import LETTERS
+from emergence_eval.results import Metric, RowScore, TaskResult, mean_with_error
+
+SAMPLE_SEED = "emergence"
+"""Seeds the choice of rows under a row limit."""
+
+CACHED_CHARACTERS = 100_000_000
+"""Text whose token ids are kept from one checkpoint to the next, at most."""
+
+
+def silence() -> None:
+    """Keep the harness and transformers from printing anything but errors."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    for name in ("lm_eval", "datasets", "transformers", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(lm_eval|transformers|torch)\b")
+
+
+class Encodings:
+    """Token ids of texts that were encoded before; checkpoints of one grid share their tokenizer."""
+
+    def __init__(self) -> None:
+        self._key: str | None = None
+        self._ids: dict[str, list[int]] = {}
+        self._characters = 0
+
+    def use(self, key: str) -> None:
+        """Forget what another tokenizer encoded."""
+        if key != self._key:
+            self._key, self._ids, self._characters = key, {}, 0
+
+    def get(self, text: str) -> list[int] | None:
+        """The ids of `text`, if they are known."""
+        return self._ids.get(text)
+
+    def put(self, text: str, ids: list[int]) -> None:
+        """Remember the ids of `text`."""
+        self._characters += len(text)
+        if self._characters > CACHED_CHARACTERS:
+            self._ids, self._characters = {}, len(text)
+        self._ids[text] = ids
+
+
+class CachedHFLM(HFLM):
+    """The harness's Hugging Face model that encodes each text once for all checkpoints."""
+
+    def __init__(self, encodings: Encodings, **options: Any) -> None:
+        self._encodings = encodings
+        super().__init__(**options)
+
+    def tok_encode(self, string: str, *arguments: Any, **options: Any) -> list[int]:
+        """Token ids of a text, remembered where the harness passes no options."""
+        if arguments or options:
+            return super().tok_encode(string, *arguments, **options)
+        ids = self._encodings.get(string)
+        if ids is None:
+            ids = super().tok_encode(string)
+            self._encodings.put(string, ids)
+        return ids
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        context_ids, continuation_ids = super()._encode_pair(context, continuation)
+        if not continuation_ids:
+            # A merge across the joint left nothing to score: encode the two parts on their own.
+            continuation_ids = self.tok_encode(continuation, add_special_tokens=False)
+        return context_ids, continuation_ids
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """Log-probability of each continuation and whether it is the greedy one."""
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """Greedy continuations up to a stop sequence."""
+        return super().generate_until(requests, disable_tqdm=True)
+
+
+def default_device() -> str:
+    """cuda where there is a GPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_model(
+    directory: Path, tokenizer_key: str, encodings: Encodings, device: str, dtype: str, batch_size: int
+) -> CachedHFLM:
+    """A causal language model from a Hugging Face directory, through the harness's interface."""
+    encodings.use(tokenizer_key)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        directory, dtype=getattr(torch, dtype), local_files_only=True
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    return CachedHFLM(
+        encodings,
+        pretrained=model.to(device),
+        tokenizer=tokenizer,
+        max_length=model.config.max_position_embeddings,
+        batch_size=batch_size,
+    )
+
+
+def load_tasks(definitions: Sequence[TaskDefinition], data: Path) -> dict[str, FittedTask]:
+    """The harness's task objects, data read. Raises UserError for malformed data files."""
+    manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata={"data": str(data)})
+    return {d.name: manager.load([d.name])["tasks"][d.name] for d in definitions}
+
+
+def sample_rows(name: str, available: int, limit: int | None) -> list[int]:
+    """Indices of the rows to evaluate: all, or a random sample that depends on nothing but the task's name and
+    its size (so that checkpoints are compared on the same rows); a smaller sample is part of a larger one."""
+    indices = list(range(available))
+    if limit is None or limit >= available:
+        return indices
+    random.Random(f"{SAMPLE_SEED} {name} {available}").shuffle(indices)
+    return sorted(indices[:limit])
+
+
+def evaluate_task(
+    model: CachedHFLM, task: FittedTask, definition: TaskDefinition, task_hash: str, key: str, limit: int | None
+) -> tuple[TaskResult, list[RowScore]]:
+    """Evaluate one task.
+
+    Args:
+        key: identifies the tokenizer; prompts are built once for each key and context length.
+        limit: rows at most, see `sample_rows`; None for all.
+    """
+    task.window = Window(model.tok_encode, model._encode_pair, model.max_length, f"{key} {model.max_length}")
+    available = len(task.eval_docs)
+    indices = sample_rows(definition.name, available, limit)
+    task.config.num_fewshot = definition.num_fewshot
+    task.set_fewshot_seed(0)
+    with torch.inference_mode():
+        output = evaluate(
+            lm=model,
+            task_dict={"tasks": {definition.name: task}, "groups": {}},
+            samples={definition.name: indices},
+            bootstrap_iters=0,
+        )
+    samples = sorted(output["samples"][definition.name], key=lambda sample: sample["doc_id"])
+    rows = [_row_score(definition, task, s, k) for s, k in zip(samples, task.examples_used, strict=True)]
+    value, stderr = mean_with_error([row.value for row in rows])
+    result = TaskResult(
+        language=definition.language,
+        kind=definition.kind,
+        prompting=definition.prompting,
+        version=definition.version,
+        task_hash=task_hash,
+        num_fewshot=definition.num_fewshot,
+        num_fewshot_used_mean=sum(task.examples_used) / len(rows),
+        truncated_rows=sum(task.truncated),
+        rows=len(rows),
+        rows_available=available,
+        chance=sum(row.chance for row in rows) / len(rows),
+        metrics={definition.metric: Metric(value, stderr, task.higher_is_better()[definition.metric])},
+    )
+    return result, rows
+
+
+def _row_score(definition: TaskDefinition, task: FittedTask, sample: dict[str, Any], examples: int) -> RowScore:
+    doc, responses = sample["doc"], sample["filtered_resps"]
+    if task.OUTPUT_TYPE == "generate_until":
+        target = sample["target"]
+        likelihoods: list[float] = []
+        prediction = responses[0].strip()
+        target = target[0] if isinstance(target, list) else target
+    else:
+        likelihoods = [float(likelihood) for likelihood, _ in responses]
+        prediction = LETTERS[likelihoods.index(max(likelihoods))]
+        target = LETTERS[doc["gold"]]
+    return RowScore(
+        task=definition.name,
+        row=sample["doc_id"],
+        metric=definition.metric,
+        value=float(sample[definition.metric]),
+        chance=task.chance(doc),
+        prediction=prediction,
+        target=target,
+        loglikelihoods=likelihoods,
+        num_fewshot_used=examples,
+    )

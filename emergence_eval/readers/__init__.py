@@ -1,0 +1,1 @@
+"""The official files of each benchmark, read into rows for the harness; the standard library only."""
