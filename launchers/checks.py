@@ -1,0 +1,117 @@
+"""What can be known to go wrong is found before anything is started.
+
+check_before_start(grid, runs, folder, corpus, benchmarks, jobs)
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from emergence_eval.definitions import ALL, TaskDefinition, load
+from launchers.directory import check_corpus, check_unchanged, is_finished, num_checkpoints
+from launchers.estimate import MEMORY_PER_PARAMETER, checkpoint_bytes
+from launchers.plan import GridDirectory
+from recipes.grid import Grid, Run
+from tokenizer.cli import UserError
+
+SPARE_DISK_BYTES = 200 * 2**20
+"""Free space asked for beside checkpoints and data: logs, results, the report."""
+
+DATA_BYTES_PER_FILE_BYTE = 3
+"""Encoded documents against the (compressed) corpus: about 4 bytes of text a byte, 2 bytes of ids a 3 bytes."""
+
+
+def tasks_of(grid: Grid) -> list[TaskDefinition]:
+    """The tasks that the grid's checkpoints are evaluated on; UserError for a name that is none."""
+    try:
+        return load(grid.evaluation.tasks or (ALL,))
+    except UserError as error:
+        raise UserError(f"{grid.path}: evaluation: {error}") from None
+
+
+def check_before_start(
+    grid: Grid,
+    runs: Sequence[Run],
+    folder: GridDirectory,
+    corpus: Path | None,
+    benchmarks: Path | None,
+    jobs: int,
+) -> dict[str, Any]:
+    """Raise UserError for what would stop the launch later; the description of the corpus otherwise.
+
+    Args:
+        runs: The runs that are to be trained.
+        jobs: Runs side by side.
+    """
+    if corpus is None:
+        raise UserError("--corpus is missing; give a directory of documents (JSON lines, Parquet or text files)")
+    if benchmarks is None:
+        raise UserError(
+            "--benchmarks is missing; give the directory that holds the benchmarks' files (hellaswag/, ...)"
+        )
+    if not benchmarks.is_dir():
+        raise UserError(f"{benchmarks}: no such directory; --benchmarks takes the directory with the benchmarks' files")
+    for task in tasks_of(grid):
+        task.task_hash(benchmarks)
+    _check_writable(folder.path)
+    check_unchanged(grid, folder)
+    sources = check_corpus(corpus, folder)
+    check_machine(runs, folder, sources["bytes"], jobs)
+    return sources
+
+
+def check_machine(runs: Sequence[Run], folder: GridDirectory, corpus_bytes: int, jobs: int) -> None:
+    """Raise UserError if memory or disk are too small for what is still to be trained."""
+    _check_memory([run for run in runs if not is_finished(run, folder)], jobs)
+    _check_disk(runs, folder, corpus_bytes)
+
+
+def needed_disk_bytes(runs: Sequence[Run], folder: GridDirectory, corpus_bytes: int) -> int:
+    """What is still to be written: checkpoints, and the data if they are not there."""
+    checkpoints = sum(
+        checkpoint_bytes(run.settings) * (len(run.settings.checkpoint_steps) - num_checkpoints(run, folder))
+        for run in runs
+    )
+    return checkpoints + (0 if folder.data_are_done() else DATA_BYTES_PER_FILE_BYTE * corpus_bytes)
+
+
+def existing_parent(path: Path) -> Path:
+    """`path`, or the nearest directory above it that exists."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _check_writable(path: Path) -> None:
+    parent = existing_parent(path)
+    if not parent.is_dir():
+        raise UserError(f"{parent} is a file; give --out a directory")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"{parent} is not writable; give another --out")
+
+
+def _check_memory(runs: Sequence[Run], jobs: int) -> None:
+    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    largest = sorted(runs, key=lambda run: run.settings.parameters, reverse=True)[:jobs]
+    need = sum(run.settings.parameters * MEMORY_PER_PARAMETER for run in largest)
+    if need > have:
+        raise UserError(
+            f"{', '.join(run.name for run in largest)} side by side need {need / 2**30:,.0f} GiB of memory without "
+            f"activations, this machine has {have / 2**30:,.0f}; lower --jobs, or pick smaller runs with --runs"
+        )
+
+
+def _check_disk(runs: Sequence[Run], folder: GridDirectory, corpus_bytes: int) -> None:
+    need = needed_disk_bytes(runs, folder, corpus_bytes) + SPARE_DISK_BYTES
+    parent = existing_parent(folder.path)
+    free = shutil.disk_usage(parent).free
+    if need > free:
+        raise UserError(
+            f"{parent} has {free / 2**30:,.1f} GiB free and {need / 2**30:,.1f} GiB are to be written; "
+            "free some, or give an --out on another disk"
+        )

@@ -1,0 +1,182 @@
+"""One grid's directory: who may work in it, and from what it was made.
+
+Two locks guard it. The launcher's own says that a launcher is at work; the steps' is inherited by every process
+of every step and is free only when the last of them has ended, so that a launcher that takes over from a killed
+one never meets a process that still writes.
+
+    with locked(folder) as lock: ...
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from launchers.plan import GridDirectory, read_json
+from recipes.grid import Grid, Run, load_grid
+from tokenizer import files
+from tokenizer.cli import UserError
+from tokenizer.documents import find_inputs
+
+LAUNCHER_LOCK = "launcher.lock"
+"""File in the logs' directory that a running launcher holds; it contains its process id."""
+
+STEPS_LOCK = "steps.lock"
+"""File in the logs' directory that the processes of the steps hold."""
+
+SOURCES = "sources.json"
+"""File in the logs' directory that says from which corpus the data were made."""
+
+TAKE_OVER_SECONDS = 30.0
+"""How long a launcher waits for the processes of a killed one to end."""
+
+
+@contextlib.contextmanager
+def locked(folder: GridDirectory) -> Iterator[int]:
+    """Hold the directory; yields the descriptor that the processes of the steps must inherit.
+
+    Raises UserError when another launcher, or a process that one left, is at work in it.
+    """
+    folder.logs.mkdir(parents=True, exist_ok=True)
+    with _open(folder.logs / LAUNCHER_LOCK) as own, _open(folder.logs / STEPS_LOCK) as steps:
+        # `launcher_pid` looks at the lock for a moment, hence a second of patience.
+        if not _take(own, seconds=1.0):
+            pid = own.read().strip() or "unknown"
+            raise UserError(
+                f"another launcher (process {pid}) is at work in {folder.path}; "
+                f"watch it with --status, or stop it with: kill {pid}"
+            )
+        own.seek(0)
+        own.truncate()
+        own.write(f"{os.getpid()}\n")
+        own.flush()
+        if not _take(steps, TAKE_OVER_SECONDS):
+            raise UserError(
+                f"processes of an earlier launcher still work in {folder.path}; "
+                f"find them with `fuser {folder.logs / STEPS_LOCK}`, end them and run this again"
+            )
+        yield steps.fileno()
+
+
+def launcher_pid(folder: GridDirectory) -> int | None:
+    """Process id of the launcher that is at work in the directory, if there is one."""
+    path = folder.logs / LAUNCHER_LOCK
+    if not path.is_file():
+        return None
+    with open(path, encoding="ascii") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = file.read().strip()
+            return int(text) if text.isdigit() else None
+    return None
+
+
+def _open(path: Path) -> TextIO:
+    return open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="ascii")
+
+
+def _take(file: TextIO, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+
+
+def write_grid(grid: Grid, folder: GridDirectory) -> None:
+    """Keep a copy of the grid file, so that a change of the file does not reach runs that wait."""
+    text = grid.path.read_text(encoding="utf-8")
+    files.write_text(folder.grid_file, text)
+    if load_grid(folder.grid_file).name != grid.name:
+        files.write_text(folder.grid_file, f"name: {grid.name}\n{text}")
+
+
+def check_unchanged(grid: Grid, folder: GridDirectory) -> None:
+    """Raise UserError where the grid contradicts what the directory was made with.
+
+    Runs may be added or left out, and the settings of runs that have not begun may change.
+    """
+    if not folder.grid_file.is_file():
+        return
+    before = load_grid(folder.grid_file)
+    if folder.tokenizer_is_done():
+        _check_equal("tokenizer", before.tokenizer, grid.tokenizer, grid, folder, begun=folder.tokenizer)
+    known = {run.name: run for run in before.runs}
+    for run in grid.runs:
+        path = folder.path / run.name
+        if run.name in known and path.is_dir() and any(path.iterdir()):
+            _check_equal(f"run {run.name}", known[run.name].settings, run.settings, grid, folder, begun=path)
+    results = [folder.result(run.name, step) for run in before.runs for step in run.settings.checkpoint_steps]
+    if begun := next((path for path in results if path.is_file()), None):
+        _check_equal("evaluation", before.evaluation, grid.evaluation, grid, folder, begun=begun)
+
+
+def _check_equal(what: str, before: Any, after: Any, grid: Grid, folder: GridDirectory, begun: Path) -> None:
+    for item in dataclasses.fields(before):
+        old, new = getattr(before, item.name), getattr(after, item.name)
+        if old != new:
+            raise UserError(
+                f"{grid.path}: {what}: {item.name} is {_plain(new)}, but {begun} was made with {_plain(old)}; "
+                f"set it back (the grid as launched is {folder.grid_file}), or give another --out"
+            )
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) or "empty" if isinstance(value, tuple) else str(value)
+
+
+def check_corpus(corpus: Path, folder: GridDirectory) -> dict[str, Any]:
+    """What `corpus` is, by names and sizes of its files; UserError where the data were made from another."""
+    inputs = [
+        (str(path.relative_to(corpus) if corpus.is_dir() else path.name), path.stat().st_size)
+        for item in find_inputs(corpus)
+        for path in item.files()
+    ]
+    size = sum(bytes_ for _, bytes_ in inputs)
+    if size == 0:
+        raise UserError(f"{corpus}: its {len(inputs)} document files are all empty; --corpus needs documents")
+    sources = {
+        "corpus": str(corpus.resolve()),
+        "bytes": size,
+        "names_and_sizes_sha256": hashlib.sha256(repr(sorted(inputs)).encode()).hexdigest(),
+    }
+    before = read_json(folder.logs / SOURCES)
+    key = "names_and_sizes_sha256"
+    if folder.tokenizer_is_done() and before and before.get(key) != sources[key]:
+        raise UserError(
+            f"{folder.path} was made from {before.get('corpus')} with {before.get('bytes'):,} bytes of documents, "
+            f"and {corpus} has {size:,} with other names or sizes; give that corpus or another --out"
+        )
+    return sources
+
+
+def write_sources(sources: dict[str, Any], folder: GridDirectory) -> None:
+    """Keep what `check_corpus` returned."""
+    files.write_json(folder.logs / SOURCES, sources)
+
+
+def is_finished(run: Run, folder: GridDirectory) -> bool:
+    """Whether the run's last checkpoint is there."""
+    return folder.has_checkpoint(run.name, run.settings.checkpoint_steps[-1])
+
+
+def num_checkpoints(run: Run, folder: GridDirectory) -> int:
+    """How many of the run's checkpoints are whole."""
+    return sum(folder.has_checkpoint(run.name, step) for step in run.settings.checkpoint_steps)
+
+
+def num_results(runs: Sequence[Run], folder: GridDirectory) -> int:
+    """How many of the runs' checkpoints are evaluated."""
+    return sum(folder.result(run.name, step).is_file() for run in runs for step in run.settings.checkpoint_steps)

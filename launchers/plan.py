@@ -1,0 +1,267 @@
+"""What a study consists of: its steps, what each needs, and how to see that it is done.
+
+A plan is the same wherever it is carried out: `launchers.local` does it with this machine's cores, and another
+executor can hand the same steps to a scheduler. A step's state is never stored: `done` looks at what the step
+itself has written.
+
+    python -m launchers.grid --grid recipes/grids/smoke.yaml --dry-run
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recipes.grid import Grid, Run
+from tokenizer.cli import UserError
+
+PHASES = ("tokenizer", "encode", "train", "evaluate", "report")
+"""Kinds of steps, in the order in which they are preferred when several could start."""
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+"""The checkout; every step runs in it."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command that can be started, and started again after any interruption."""
+
+    name: str
+    phase: str
+    """One of `PHASES`."""
+    command: tuple[str, ...]
+    """Program and arguments; never a line for a shell."""
+    log: Path
+    """File that its output is appended to."""
+    done: Callable[[], bool]
+    """Whether its output is whole on disk."""
+    output: str = "its output"
+    """What `done` looks for, in words."""
+    needs: tuple[str, ...] = ()
+    """Names of the steps that must be done before it starts."""
+    needs_ended: bool = False
+    """Start when all of `needs` have ended and one of them is done, although others failed (a scheduler's
+    afterany instead of afterok)."""
+    ready: Callable[[], bool] | None = None
+    """Where given: start also before `needs` are done, as soon as this is true."""
+    items: tuple[str, ...] = ()
+    """Arguments to append. Steps with equal `command` may share a process: the command, then all their items."""
+    run: str | None = None
+    """The run that it belongs to."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps in an order in which each comes after what it needs."""
+
+    steps: tuple[Step, ...]
+    by_name: Mapping[str, Step] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        names: dict[str, Step] = {}
+        for step in self.steps:
+            if step.phase not in PHASES:
+                raise ValueError(f"step {step.name}: {step.phase!r} is none of the phases {', '.join(PHASES)}")
+            if step.name in names:
+                raise ValueError(f"two steps are called {step.name}")
+            if missing := [need for need in step.needs if need not in names]:
+                raise ValueError(f"step {step.name} needs {missing[0]}, which does not stand before it")
+            names[step.name] = step
+        object.__setattr__(self, "by_name", names)
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+@dataclass(frozen=True)
+class GridDirectory:
+    """Names of the files that the steps of a grid write, below `path` (DESIGN: run directory)."""
+
+    path: Path
+
+    @property
+    def tokenizer(self) -> Path:
+        """The trained tokenizer."""
+        return self.path / "tokenizer"
+
+    @property
+    def data(self) -> Path:
+        """The encoded documents."""
+        return self.path / "data"
+
+    @property
+    def report(self) -> Path:
+        """Where the report is written."""
+        return self.path / "report"
+
+    @property
+    def logs(self) -> Path:
+        """Output of every step, and the launcher's own notes."""
+        return self.path / "logs"
+
+    @property
+    def grid_file(self) -> Path:
+        """Copy of the grid file as launched."""
+        return self.path / "grid.yaml"
+
+    @property
+    def report_page(self) -> Path:
+        """The page that the report step writes."""
+        return self.report / "index.html"
+
+    def checkpoint(self, run: str, step: int) -> Path:
+        """Directory of a run's checkpoint after `step` steps."""
+        return self.path / run / "checkpoints" / f"step_{step}"
+
+    def result(self, run: str, step: int) -> Path:
+        """Result file of that checkpoint."""
+        return self.path / run / "eval" / f"step_{step}.json"
+
+    def has_checkpoint(self, run: str, step: int) -> bool:
+        """Whether the checkpoint is whole: its manifest is written last."""
+        return (self.checkpoint(run, step) / "manifest.json").is_file()
+
+    def tokenizer_is_done(self) -> bool:
+        """Whether the tokenizer is whole."""
+        return (self.tokenizer / "manifest.json").is_file()
+
+    def data_are_done(self) -> bool:
+        """Whether the data are whole and were encoded with the tokenizer that is there."""
+        wanted = read_json(self.tokenizer / "manifest.json").get("sha256")
+        return wanted is not None and read_json(self.data / "manifest.json").get("tokenizer_sha256") == wanted
+
+    def report_is_done(self, results: Sequence[Path]) -> bool:
+        """Whether the report is there and no older than any of the result files."""
+        if not self.report_page.is_file():
+            return False
+        written = self.report_page.stat().st_mtime
+        return all(path.stat().st_mtime <= written for path in results if path.is_file())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty where there is none (yet)."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def build_plan(
+    grid: Grid,
+    folder: GridDirectory,
+    corpus: Path | None,
+    benchmarks: Path | None,
+    runs: Sequence[Run] | None = None,
+    jobs: int = 1,
+) -> Plan:
+    """The steps that make the report of `grid` in `folder`.
+
+    Args:
+        corpus: Directory of documents; None in a plan that is only looked at.
+        benchmarks: Directory of benchmark files; None as above.
+        runs: The runs to train and evaluate; all of the grid by default.
+        jobs: Processes side by side, which is also how many workers encode.
+    """
+    runs = grid.runs if runs is None else runs
+    python = sys.executable
+    documents, tasks = str(corpus or "CORPUS"), str(benchmarks or "BENCHMARKS")
+    ratio = [f"{language}={weight:g}" for language, weight in grid.tokenizer.ratio.items()]
+    steps = [
+        Step(
+            name="train the tokenizer",
+            phase="tokenizer",
+            command=(
+                *(python, "-m", "tokenizer.train", "--corpus", documents, "--out", str(folder.tokenizer)),
+                *("--vocab-size", str(grid.tokenizer.vocab_size), "--ratio", *ratio),
+            ),
+            log=folder.logs / "tokenizer.log",
+            done=folder.tokenizer_is_done,
+            output=str(folder.tokenizer / "manifest.json"),
+        ),
+        Step(
+            name="encode the documents",
+            phase="encode",
+            command=(
+                *(python, "-m", "tokenizer.encode", "--corpus", documents, "--tokenizer", str(folder.tokenizer)),
+                *("--out", str(folder.data), "--workers", str(jobs)),
+            ),
+            log=folder.logs / "encode.log",
+            done=folder.data_are_done,
+            output=str(folder.data / "manifest.json"),
+            needs=("train the tokenizer",),
+        ),
+    ]
+    evaluations = []
+    for run in runs:
+        last = run.settings.checkpoint_steps[-1]
+        train = Step(
+            name=f"train {run.name}",
+            phase="train",
+            command=(
+                *(python, "-m", "recipes.pretrain", "--grid", str(folder.grid_file)),
+                *("--run", run.name, "--out", str(folder.path)),
+            ),
+            log=folder.logs / f"train-{run.name}.log",
+            done=lambda name=run.name, last=last: folder.has_checkpoint(name, last),
+            output=str(folder.checkpoint(run.name, last)),
+            needs=("encode the documents",),
+            run=run.name,
+        )
+        steps.append(train)
+        evaluations += [
+            Step(
+                name=f"evaluate {run.name} step {step}",
+                phase="evaluate",
+                command=_evaluate(grid, tasks),
+                log=folder.logs / f"evaluate-{run.name}-step_{step}.log",
+                done=folder.result(run.name, step).is_file,
+                output=str(folder.result(run.name, step)),
+                needs=(train.name,),
+                ready=lambda name=run.name, step=step: folder.has_checkpoint(name, step),
+                items=(str(folder.checkpoint(run.name, step)),),
+                run=run.name,
+            )
+            for step in run.settings.checkpoint_steps
+        ]
+    results = [folder.result(run.name, step) for run in runs for step in run.settings.checkpoint_steps]
+    report = Step(
+        name="write the report",
+        phase="report",
+        command=(python, "-m", "analysis.report", str(folder.path)),
+        log=folder.logs / "report.log",
+        done=lambda: folder.report_is_done(results),
+        output=str(folder.report_page),
+        needs=tuple(step.name for step in evaluations),
+        needs_ended=True,
+    )
+    return Plan((*steps, *evaluations, report))
+
+
+def _evaluate(grid: Grid, benchmarks: str) -> tuple[str, ...]:
+    """The evaluation's command up to the checkpoints, which are a step's items."""
+    settings = grid.evaluation
+    return (
+        *(sys.executable, str(REPOSITORY / "emergence_eval" / "run.py"), "--data", benchmarks),
+        *(("--tasks", ",".join(settings.tasks)) if settings.tasks else ()),
+        *(("--limit", str(settings.limit)) if settings.limit else ()),
+        "--nemo-ckpt",
+    )
+
+
+def pick_runs(grid: Grid, pattern: str | None) -> tuple[Run, ...]:
+    """The runs whose names match the shell pattern; UserError with the names there are if none does."""
+    from fnmatch import fnmatchcase
+
+    picked = tuple(run for run in grid.runs if pattern is None or fnmatchcase(run.name, pattern))
+    if not picked:
+        names = ", ".join(run.name for run in grid.runs)
+        raise UserError(f"no run of {grid.path} matches --runs {pattern!r}; the runs are {names}")
+    return picked

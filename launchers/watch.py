@@ -1,0 +1,142 @@
+"""What a person sees of a launch: a live view on a terminal, a line an event elsewhere.
+
+with watching(plan, estimator, jobs) as display: LocalExecutor(plan, jobs, observers=[display]).run()
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from launchers.estimate import Estimator, total_seconds
+from launchers.local import Failure, LocalExecutor, Observer, Process
+from launchers.plan import Plan
+from launchers.status import format_duration
+
+HEARTBEAT_SECONDS = 30.0
+"""Off a terminal: time between two lines on how far everything is."""
+
+REDRAW_SECONDS = 1.0
+"""On a terminal: time between two looks at the files that the steps write."""
+
+
+class Display(Observer):
+    """Tells of starts, ends and progress on `console`."""
+
+    def __init__(self, plan: Plan, estimator: Estimator, jobs: int, console: Console) -> None:
+        self._plan = plan
+        self._estimator = estimator
+        self._jobs = jobs
+        self._console = console
+        self._drawn = time.monotonic()
+        self._live: Live | None = None
+        self._whole = max(total_seconds(plan, estimator.seconds, jobs), 1e-9)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=40),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[eta]}"),
+            console=console,
+        )
+        self._total = self._bar.add_task("all steps", total=1.0, eta="")
+
+    @contextmanager
+    def drawing(self) -> Iterator[Display]:
+        """Draw the live view while the block runs, if there is a terminal."""
+        if not self._console.is_terminal:
+            yield self
+            return
+        with Live(self._bar, console=self._console, refresh_per_second=4, transient=True) as live:
+            self._live = live
+            try:
+                yield self
+            finally:
+                self._live = None
+
+    def say(self, text: str) -> None:
+        """Print a line with the time of day; `text` is rich markup."""
+        self._console.print(f"[dim]{time.strftime('%H:%M:%S')}[/]  {text}", highlight=False, soft_wrap=True)
+
+    def started(self, process: Process) -> None:
+        """A line for the process."""
+        self.say(f"started  {_describe(process)}")
+
+    def ended(self, process: Process, failures: Sequence[Failure]) -> None:
+        """A line for what is done, and one for each failure."""
+        taken = format_duration(time.time() - process.started)
+        failed = {failure.step.name for failure in failures}
+        done = [step for step in process.steps if step.name not in failed and step.done()]
+        if done:
+            name = escape(done[0].name) if len(done) == 1 else f"evaluate {len(done)} checkpoints"
+            self.say(f"[green]done[/]     {name}  ({taken}{escape(self._last_loss(process))})")
+        for failure in failures:
+            self.say(f"[red]failed[/]   {escape(failure.step.name)}: {escape(failure.message)}")
+            self.say(f"         its log: {escape(str(failure.log))}")
+
+    def tick(self, executor: LocalExecutor) -> None:
+        """Redraw, or print how far everything is, when it is time."""
+        now = time.monotonic()
+        if now - self._drawn < (REDRAW_SECONDS if self._live else HEARTBEAT_SECONDS):
+            return
+        self._drawn = now
+        if self._live:
+            self._estimator.refresh()
+        share, eta = self._progress()
+        if not self._live:
+            running = "; ".join(self._line(process) for process in executor.processes)
+            self.say(f"{share:.0%} done, about {format_duration(eta)} left; {escape(running)}")
+            return
+        self._bar.update(self._total, completed=share, eta=f"about {format_duration(eta)} left")
+        lines = Table.grid(padding=(0, 2))
+        for process in executor.processes:
+            lines.add_row("  ", escape(self._line(process)))
+        self._live.update(Group(self._bar, lines))
+
+    def _progress(self) -> tuple[float, float]:
+        """Share of the work that is done, and seconds to the end."""
+        left = total_seconds(self._plan, self._estimator.left, self._jobs)
+        whole = max(total_seconds(self._plan, self._estimator.seconds, self._jobs), left, 1e-9)
+        return 1.0 - left / whole, left
+
+    def _line(self, process: Process) -> str:
+        step = process.steps[0]
+        if step.phase == "evaluate":
+            done = len(process.steps) - len(process.pending)
+            return f"evaluate {done} of {len(process.steps)} checkpoints ({_names(process)})"
+        if step.phase != "train" or step.run is None:
+            return f"{step.name} ({format_duration(time.time() - process.started)})"
+        progress = self._estimator.progress[step.run]
+        if not progress.step:
+            return f"{step.name}: starting"
+        steps = self._estimator.num_steps(step.run)
+        loss = "" if progress.loss is None else f", loss {progress.loss:.3f}"
+        rate = "" if progress.tokens_per_second is None else f", {progress.tokens_per_second:,.0f} tokens/s"
+        return f"{step.name}: step {progress.step:,} of {steps:,}{loss}{rate}"
+
+    def _last_loss(self, process: Process) -> str:
+        step = process.steps[0]
+        if step.phase != "train" or step.run is None:
+            return ""
+        self._estimator.refresh()
+        loss = self._estimator.progress[step.run].heldout_loss
+        return "" if loss is None else f", held-out loss {loss:.4f}"
+
+
+def _describe(process: Process) -> str:
+    if process.steps[0].phase != "evaluate":
+        return escape(process.steps[0].name)
+    count = len(process.steps)
+    return f"evaluate {count} checkpoint{'s' if count > 1 else ''} ({escape(_names(process))})"
+
+
+def _names(process: Process) -> str:
+    names = list(dict.fromkeys(step.run for step in process.steps if step.run))
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
