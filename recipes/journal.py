@@ -38,7 +38,7 @@ class Journal:
         self.languages = tuple(settings.languages)
         self._peak_flops = peak_flops
         _keep_rows(self.path, first_step, [*COLUMNS, *(f"heldout_loss_{language}" for language in self.languages)])
-        self._file = open(self.path, "a", encoding="utf-8", newline="")
+        self._file = self.path.open("a", encoding="utf-8", newline="")
         self._tensorboard = SummaryWriter(str(directory / "tb"), purge_step=first_step + 1)
         self._bar = progress_bar("{task.fields[state]}")
         self._task = self._bar.add_task(run, total=settings.num_steps, completed=first_step, state="")

@@ -116,25 +116,25 @@ def _train_from_latest(grid: str, name: str, settings: RunSettings, directory: P
     from recipes.trainer import Trainer
 
     first_rank = distributed.is_first_rank()
-    step = distributed.from_first_rank(lambda: _latest_step(directory))
-    if step >= settings.num_steps:
-        logger.info("%s is complete: %s", name, checkpoint.step_directory(directory, step))
+    done = distributed.from_first_rank(lambda: _latest_step(directory))
+    if done >= settings.num_steps:
+        logger.info("%s is complete: %s", name, checkpoint.step_directory(directory, done))
         return
     if first_rank:
         logger.info("%s", describe(name, settings))
         _write_run_file(directory, grid, name, settings, encoded)
     trainer = Trainer(settings)
-    if step:
-        logger.info("resuming from step %d", step)
-        checkpoint.load(directory, trainer, step)
+    if done:
+        logger.info("resuming from step %d", done)
+        checkpoint.load(directory, trainer, done)
     dataset = data.training_set(encoded, settings)
     heldout_sets = data.heldout_sets(encoded, settings)
     with (
-        Journal(directory, name, settings, step, hardware.peak_flops(settings.precision))
+        Journal(directory, name, settings, done, hardware.peak_flops(settings.precision))
         if first_rank
         else nullcontext()
     ) as journal:
-        for step in range(step + 1, settings.num_steps + 1):
+        for step in range(done + 1, settings.num_steps + 1):
             result = trainer.step(dataset, step)
             if not math.isfinite(result.loss):
                 raise UserError(f"the loss of {name} is {result.loss} at step {step}; lower learning_rate or clip_grad")
@@ -203,15 +203,18 @@ def _locked(directory: Path) -> Iterator[None]:
     """Hold the run's directory; UserError if another process trains it."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        file = open(directory / ".lock", "a")
+        lock = os.open(directory / ".lock", os.O_CREAT | os.O_RDWR)
     except OSError as error:
         raise UserError(f"cannot write to {directory}: {error.strerror}; choose another --out") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process trains {directory} now; wait for it or stop it") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise UserError(f"another process trains {directory} now; wait for it or stop it") from None
+    try:
         yield
+    finally:
+        os.close(lock)
 
 
 def _check_same_run(directory: Path, settings: RunSettings, encoded: EncodedData) -> None:
