@@ -61,9 +61,7 @@ class FittedTask(ConfigurableTask):
         self._pools: dict[Any, list[dict]] = {}
         self._built: tuple | None = None
 
-    def build_all_requests(
-        self, *, limit: int | None = None, samples: list[int] | None = None, **options: Any
-    ) -> None:
+    def build_all_requests(self, *, limit: int | None = None, samples: list[int] | None = None, **options: Any) -> None:
         """Build the requests of all rows, or reuse those of the last model with the same window."""
         if self.window is None:
             self.window = window_of_local_model(self.config.metadata or {})

@@ -1,24 +1,17 @@
 """lm-evaluation-harness, quietly: the tasks, a model directory as its language model, one task's scores.
 
 Importing this module takes seconds (torch, transformers, the harness), so that `run.py` does it only when there
-is something to evaluate. Everything is offline: models, tokenizers and data come from directories.
+is something to evaluate. Models, tokenizers and data come from directories: nothing is looked up on a network.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import random
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TQDM_DISABLE"] = "1"
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# The harness sets up its loggers when imported; its levels are set again below.
-logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
 import torch
 import transformers
@@ -32,8 +25,17 @@ from emergence_eval.fewshot import FittedTask, Window
 from emergence_eval.readers.files import LETTERS
 from emergence_eval.results import Metric, RowScore, TaskResult, mean_with_error
 
+Request = tuple[tuple[str, str], list[int], list[int]]
+"""Context and continuation as text, the context's token ids, the continuation's token ids."""
+
 SAMPLE_SEED = "emergence"
 """Seeds the choice of rows under a row limit."""
+
+GENERATION_BATCHES = 4
+"""Scoring batches in a generation batch: one position a step leaves the processor idle in a small one."""
+
+STOP_WINDOW = 16
+"""Tokens before the last in which stop sequences are looked for."""
 
 CACHED_CHARACTERS = 100_000_000
 """Text whose token ids are kept from one checkpoint to the next, at most."""
@@ -101,9 +103,91 @@ class CachedHFLM(HFLM):
         """Log-probability of each continuation and whether it is the greedy one."""
         return super().loglikelihood(requests, disable_tqdm=True)
 
+    def _loglikelihood_tokens(self, requests: list[Request], *_: Any, **__: Any) -> list[tuple[float, bool]]:
+        """The harness's scoring, a batch at a time, with the output layer applied only to the last positions
+        of a batch: those that some request of it scores."""
+        order = sorted(
+            range(len(requests)), key=lambda i: (-len(requests[i][1]) - len(requests[i][2]), requests[i][1:])
+        )
+        answers: dict[int, tuple[float, bool]] = {}
+        batch: list[int] = []
+        prompts: set[tuple[int, ...]] = set()
+        for index in order:
+            _, context, continuation = requests[index]
+            # Options of one token share their forward pass, which the harness sees only within a batch.
+            prompt = tuple(context + continuation[:-1])
+            if prompt not in prompts and len(prompts) == self.batch_size:
+                self._score_batch(requests, batch, answers)
+                batch, prompts = [], set()
+            batch.append(index)
+            prompts.add(prompt)
+        self._score_batch(requests, batch, answers)
+        return [answers[i] for i in range(len(requests))]
+
+    def _score_batch(self, requests: list[Request], batch: list[int], answers: dict[int, tuple[float, bool]]) -> None:
+        lengths = [min(len(requests[i][1]) + len(requests[i][2]) - 1, self.max_length) for i in batch]
+        # Rows are padded on the right, so that a shorter row's scored positions lie further from the end.
+        padding = [max(lengths) - length for length in lengths]
+        self._scored_positions = max(p + len(requests[i][2]) for i, p in zip(batch, padding, strict=True))
+        scores = super()._loglikelihood_tokens([requests[i] for i in batch], disable_tqdm=True)
+        answers.update(zip(batch, scores, strict=True))
+
+    def _model_call(self, inps: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        with torch.inference_mode():
+            return self.model(inps, logits_to_keep=self._scored_positions, use_cache=False).logits
+
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Greedy continuations up to a stop sequence."""
-        return super().generate_until(requests, disable_tqdm=True)
+        scoring, self.batch_size_per_gpu = self.batch_size_per_gpu, self.batch_size_per_gpu * GENERATION_BATCHES
+        try:
+            return super().generate_until(requests, disable_tqdm=True)
+        finally:
+            self.batch_size_per_gpu = scoring
+
+    def _model_generate(
+        self,
+        context: torch.Tensor,
+        max_length: int,
+        stop: list[str],
+        attention_mask: torch.Tensor | None = None,
+        **_: Any,
+    ) -> torch.Tensor:
+        """Greedy decoding that leaves out rows once they hold a stop sequence.
+
+        Args:
+            context: token ids [batch, length], padded on the left.
+            attention_mask: [batch, length], 0 where padded.
+
+        Returns:
+            Token ids [batch, up to max_length]; finished rows are padded on the right.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(context)
+        pad = self.tokenizer.pad_token_id
+        generated = torch.full((len(context), max_length - context.shape[1]), pad, device=context.device)
+        rows = torch.arange(len(context), device=context.device)
+        cache = transformers.DynamicCache(config=self.model.config)
+        inputs, mask = context, attention_mask
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        for step in range(generated.shape[1]):
+            logits = self.model(
+                inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
+            ).logits
+            generated[rows, step] = logits[:, -1].argmax(-1)
+            tails = self.tokenizer.batch_decode(generated[rows, max(0, step - STOP_WINDOW) : step + 1])
+            going = torch.tensor(
+                [i for i, tail in enumerate(tails) if not any(s in tail for s in stop)], dtype=torch.long
+            )
+            if not len(going):
+                break
+            if len(going) < len(rows):
+                going = going.to(rows.device)
+                rows, mask, positions = rows[going], mask[going], positions[going]
+                cache.batch_select_indices(going)
+            inputs = generated[rows, step : step + 1]
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+            positions = positions[:, -1:] + 1
+        return torch.cat([context, generated], dim=1)
 
 
 def default_device() -> str:

@@ -52,9 +52,7 @@ def _race_passage(path: Path) -> list[Row]:
         raise malformed(path, None, f"no {', '.join(missing)}")
     questions, options, answers = passage["questions"], passage["options"], passage["answers"]
     if not len(questions) == len(options) == len(answers):
-        raise malformed(
-            path, None, f"{len(questions)} questions, {len(options)} option lists, {len(answers)} answers"
-        )
+        raise malformed(path, None, f"{len(questions)} questions, {len(options)} option lists, {len(answers)} answers")
     return [
         {
             "passage": passage["article"].strip(),
@@ -118,9 +116,7 @@ def _c3_documents(path: Path) -> list[list[Row]]:
 def _read_c3(files: Files) -> dict[str, list[Row]]:
     return {
         "test": [row for path in files["test"] for rows in _c3_documents(path) for row in rows],
-        "fewshot": alternate(
-            *([rows[0] for rows in _c3_documents(path)[:20] if rows] for path in files["fewshot"])
-        ),
+        "fewshot": alternate(*([rows[0] for rows in _c3_documents(path)[:20] if rows] for path in files["fewshot"])),
     }
 
 
