@@ -34,6 +34,9 @@ STEPS_LOCK = "steps.lock"
 SOURCES = "sources.json"
 """File in the logs' directory that says from which corpus the data were made."""
 
+LAYOUT = frozenset({"tensor_parallel", "pipeline_parallel", "distributed_optimizer", "micro_batch_size"})
+"""Settings that a run which has begun may change: they say where it is computed, not what."""
+
 TAKE_OVER_SECONDS = 30.0
 """How long a launcher waits for the processes of a killed one to end."""
 
@@ -126,7 +129,7 @@ def check_unchanged(grid: Grid, folder: GridDirectory) -> None:
 def _check_equal(what: str, before: Any, after: Any, grid: Grid, folder: GridDirectory, begun: Path) -> None:
     for item in dataclasses.fields(before):
         old, new = getattr(before, item.name), getattr(after, item.name)
-        if old != new:
+        if old != new and item.name not in LAYOUT:
             raise UserError(
                 f"{grid.path}: {what}: {item.name} is {_plain(new)}, but {begun} was made with {_plain(old)}; "
                 f"set it back (the grid as launched is {folder.grid_file}), or give another --out"

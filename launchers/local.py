@@ -195,7 +195,8 @@ class LocalExecutor:
         """`first` and others of the same command, as much as keeps all jobs busy to the end: half of an even
         share of what is waiting, so that later, smaller batches level out what the estimates got wrong."""
         waiting = sum(self._seconds(step) for step in self._waiting if step.command == first.command)
-        share = max(waiting / self.jobs / 2, min(BATCH_SECONDS, waiting / self.jobs))
+        free = self.jobs - len(self.processes)
+        share = max(waiting / self.jobs / 2, min(BATCH_SECONDS, waiting / free))
         batch, seconds = [first], self._seconds(first)
         for step in startable:
             if step is not first and step.items and step.command == first.command:

@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -258,8 +259,6 @@ def _evaluate(grid: Grid, benchmarks: str) -> tuple[str, ...]:
 
 def pick_runs(grid: Grid, pattern: str | None) -> tuple[Run, ...]:
     """The runs whose names match the shell pattern; UserError with the names there are if none does."""
-    from fnmatch import fnmatchcase
-
     picked = tuple(run for run in grid.runs if pattern is None or fnmatchcase(run.name, pattern))
     if not picked:
         names = ", ".join(run.name for run in grid.runs)

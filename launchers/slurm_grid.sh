@@ -12,6 +12,6 @@ root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/launchers/environment.sh"
 emergence_environment "$root"
 
-# This checkout comes first, also where EMERGENCE_VENV is shared by several.
+# The code is this checkout's, wherever it is called from and whichever checkout EMERGENCE_VENV was made for.
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-exec "$emergence_python" -m launchers.grid "$@"
+exec "$emergence_python" -P -m launchers.grid "$@"
