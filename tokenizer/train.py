@@ -182,8 +182,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--corpus",
         type=Path,
         required=True,
-        help="directory (or one file) of documents: .jsonl, .jsonl.gz, .jsonl.zst and .parquet with text, source, lang; "
-        "or directories of .txt files",
+        help="directory (or one file) of documents: .jsonl, .jsonl.gz, .jsonl.zst and .parquet with text, source, "
+        "lang; or directories of .txt files",
     )
     parser.add_argument("--out", type=Path, required=True, help="directory to write the tokenizer to")
     parser.add_argument(

@@ -126,7 +126,8 @@ def read_manifest(directory: Path) -> Manifest:
         return Manifest(**known)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"{directory}: not a tokenizer (no {MANIFEST_FILE}); train one with python -m tokenizer.train --out {directory}"
+            f"{directory}: not a tokenizer (no {MANIFEST_FILE}); "
+            f"train one with python -m tokenizer.train --out {directory}"
         ) from None
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: not a tokenizer's manifest ({error}); train the tokenizer anew") from None
