@@ -2,7 +2,7 @@
 
 The architecture is LLaMA's (RMSNorm, SwiGLU, no biases, untied embeddings) with grouped-query attention and
 rotary embedding on half of each head (Du et al. 2024, App. A.2). On a GPU its layers are Transformer
-Engine's; on a CPU Megatron-Core's local ones, around torch's fused attention.
+Engine's; on a CPU Megatron-Core's local ones, around those of `recipes.layers`.
 """
 
 from __future__ import annotations
@@ -20,44 +20,26 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_with_transformer_engine_spec,
 )
 from megatron.core.transformer import ModuleSpec, TransformerConfig
-from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
 from recipes import cpu
+from recipes.layers import LocalGPTModel, RMSNorm, SwiGLU, TorchAttention
 from recipes.settings import RunSettings
 
 _SCALED_OUTPUTS = ("linear_proj.weight", "linear_fc2.weight")
 _NORMS = ("layernorm.weight", "layer_norm_weight")
 
 
-class TorchAttention(MegatronModule):
-    """Causal attention through torch's fused kernel, with grouped queries, for the local layer spec.
-
-    On a CPU it is faster than Megatron-Core's unfused attention and keeps no s x s matrix
-    (benchmarks/train_cpu.py).
-    """
-
-    def __init__(self, config: TransformerConfig, layer_number: int, softmax_scale: float | None = None, **_: object):
-        super().__init__(config=config)
-        self.softmax_scale = softmax_scale
-
-    def forward(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: None, **_: object
-    ) -> torch.Tensor:
-        """[s, b, heads, d] queries and [s, b, groups, d] keys and values to [s, b, heads * d]."""
-        query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
-        context = F.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=self.softmax_scale, enable_gqa=query.size(1) != key.size(1)
-        )
-        return context.permute(2, 0, 1, 3).flatten(2)
-
-
-def layer_spec() -> ModuleSpec:
-    """The layer to build the model from: Transformer Engine's on a GPU, local with torch's attention without."""
+def layer_spec(config: TransformerConfig) -> ModuleSpec | TransformerBlockSubmodules:
+    """What this rank's layers are made of: Transformer Engine's modules on a GPU, local ones without."""
     if cpu.has_gpu():
         return get_gpt_layer_with_transformer_engine_spec()
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
-    spec.submodules.self_attention.submodules.core_attention = TorchAttention
-    return spec
+    layer = spec.submodules
+    layer.input_layernorm = layer.pre_mlp_layernorm = RMSNorm
+    layer.self_attention.submodules.core_attention = TorchAttention
+    layer.mlp.submodules.activation_func = SwiGLU
+    return TransformerBlockSubmodules(layer_specs=[spec] * get_num_layers_to_build(config), layer_norm=RMSNorm)
 
 
 def transformer_config(settings: RunSettings) -> TransformerConfig:
@@ -75,6 +57,8 @@ def transformer_config(settings: RunSettings) -> TransformerConfig:
         gated_linear_unit=True,
         activation_func=F.silu,
         bias_activation_fusion=cpu.has_gpu(),
+        # Off the GPU, "TE" is whatever the layer specification puts there: recipes.layers.SwiGLU.
+        use_te_activation_func=not cpu.has_gpu(),
         add_bias_linear=False,
         hidden_dropout=0.0,
         attention_dropout=0.0,
@@ -101,9 +85,9 @@ def _leave(weight: torch.Tensor) -> torch.Tensor:
 def build_model(settings: RunSettings, *, pre_process: bool = True, post_process: bool = True) -> GPTModel:
     """This rank's part of a run's model with its initial weights. Needs `recipes.distributed.start` first."""
     config = transformer_config(settings)
-    model = GPTModel(
+    model = (GPTModel if cpu.has_gpu() else LocalGPTModel)(
         config=config,
-        transformer_layer_spec=layer_spec(),
+        transformer_layer_spec=layer_spec(config),
         vocab_size=settings.padded_vocab_size,
         max_sequence_length=settings.sequence_length,
         pre_process=pre_process,
