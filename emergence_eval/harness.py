@@ -22,6 +22,7 @@ from lm_eval.tasks import TaskManager
 
 from emergence_eval.definitions import TASKS, TaskDefinition
 from emergence_eval.fewshot import FittedTask, Window
+from emergence_eval.generation import ATTENTION, greedy
 from emergence_eval.readers.files import LETTERS
 from emergence_eval.results import Metric, RowScore, TaskResult, mean_with_error
 
@@ -33,9 +34,6 @@ SAMPLE_SEED = "emergence"
 
 GENERATION_BATCHES = 4
 """Scoring batches in a generation batch: one position a step leaves the processor idle in a small one."""
-
-STOP_WINDOW = 16
-"""Tokens before the last in which stop sequences are looked for."""
 
 CACHED_CHARACTERS = 100_000_000
 """Text whose token ids are kept from one checkpoint to the next, at most."""
@@ -144,50 +142,10 @@ class CachedHFLM(HFLM):
         finally:
             self.batch_size_per_gpu = scoring
 
-    def _model_generate(
-        self,
-        context: torch.Tensor,
-        max_length: int,
-        stop: list[str],
-        attention_mask: torch.Tensor | None = None,
-        **_: Any,
-    ) -> torch.Tensor:
-        """Greedy decoding that leaves out rows once they hold a stop sequence.
-
-        Args:
-            context: token ids [batch, length], padded on the left.
-            attention_mask: [batch, length], 0 where padded.
-
-        Returns:
-            Token ids [batch, up to max_length]; finished rows are padded on the right.
-        """
-        if attention_mask is None:
-            attention_mask = torch.ones_like(context)
-        pad = self.tokenizer.pad_token_id
-        generated = torch.full((len(context), max_length - context.shape[1]), pad, device=context.device)
-        rows = torch.arange(len(context), device=context.device)
-        cache = transformers.DynamicCache(config=self.model.config)
-        inputs, mask = context, attention_mask
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        for step in range(generated.shape[1]):
-            logits = self.model(
-                inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
-            ).logits
-            generated[rows, step] = logits[:, -1].argmax(-1)
-            tails = self.tokenizer.batch_decode(generated[rows, max(0, step - STOP_WINDOW) : step + 1])
-            going = torch.tensor(
-                [i for i, tail in enumerate(tails) if not any(s in tail for s in stop)], dtype=torch.long
-            )
-            if not len(going):
-                break
-            if len(going) < len(rows):
-                going = going.to(rows.device)
-                rows, mask, positions = rows[going], mask[going], positions[going]
-                cache.batch_select_indices(going)
-            inputs = generated[rows, step : step + 1]
-            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-            positions = positions[:, -1:] + 1
-        return torch.cat([context, generated], dim=1)
+    def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
+        mask = options.get("attention_mask")
+        mask = torch.ones_like(context) if mask is None else mask
+        return greedy(self.model, self.tokenizer, context, mask, max_length, stop)
 
 
 def default_device() -> str:
@@ -203,6 +161,7 @@ def load_model(
     model = transformers.AutoModelForCausalLM.from_pretrained(
         directory, dtype=getattr(torch, dtype), local_files_only=True
     )
+    model.set_attn_implementation(ATTENTION)
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
     return CachedHFLM(
         encodings,
