@@ -135,7 +135,7 @@ class FittedTask(ConfigurableTask):
         column = (self.config.metadata or {}).get("examples_share")
         key = doc[column] if column else None
         if key not in self._pools:
-            examples = self.sampler.fewshot_docs()
+            examples = self.dataset[self.fewshot_cfg.split]
             self._pools[key] = [e for e in examples if not column or e[column] == key]
         return self._pools[key]
 
