@@ -91,9 +91,10 @@ def weighted_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
     Equal to scipy.stats.rankdata of the sample written out with its repetitions.
     """
-    _, group = np.unique(values, return_inverse=True)
-    totals = np.zeros((weights.shape[0], group.max() + 1))
-    np.add.at(totals.T, group, weights.T)
+    order = np.argsort(values, kind="stable")
+    _, first, group = np.unique(values, return_index=True, return_inverse=True)
+    first = np.searchsorted(values[order], values[first])
+    totals = np.add.reduceat(weights[:, order], first, axis=1)
     below = np.cumsum(totals, axis=1) - totals
     return (below + (totals + 1) / 2)[:, group]
 

@@ -8,26 +8,20 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from emergence_eval.results import read_result
 from tokenizer.cli import UserError
-
-SCHEMA = 1
-"""Version of the result file that is understood here."""
 
 RESERVED = ("tokenizer", "data", "report", "logs")
 """Folders of a grid directory that are no runs."""
 
-_IDENTITY = ("grid", "run", "size", "seed", "step", "final", "tokens", "parameters", "parameters_non_embedding")
-_CHECKPOINT = (*_IDENTITY, "flops_6nd", "flops_exact", "precision", "tokenizer_sha256", "data_fingerprint")
-_CHECKPOINT_EXTRA = ("git_revision", "sequence_length", "vocab_size")
-_TASK = ("language", "kind", "rows", "chance", "num_fewshot_used_mean")
-_TASK_EXTRA = ("prompting", "num_fewshot", "rows_available", "truncated_rows", "task_hash")
-_ENVIRONMENT = ("git_revision", "lm_eval", "transformers", "torch", "device", "dtype", "date")
+_TASK_FIELDS = ("language", "kind", "prompting", "task_hash", "num_fewshot", "num_fewshot_used_mean")
+_TASK_COUNTS = ("truncated_rows", "rows", "rows_available", "chance")
 
 
 @dataclass(frozen=True)
@@ -58,7 +52,7 @@ def run_directories(grid: Path) -> list[Path]:
 def read_grid(grid: Path) -> pd.DataFrame:
     """All result files of a grid directory as an unchecked results table.
 
-    Raises UserError when there is none, or when one is not JSON, of another schema, or lacks a field.
+    Raises UserError when there is none, or when one is not a whole result file.
     """
     paths = [path for run in run_directories(grid) for path in sorted((run / "eval").glob("step_*.json"))]
     if not paths:
@@ -75,44 +69,23 @@ def read_grid(grid: Path) -> pd.DataFrame:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); delete it and evaluate that checkpoint again") from None
-    if not isinstance(result, dict) or result.get("schema") != SCHEMA:
-        found = result.get("schema") if isinstance(result, dict) else type(result).__name__
-        raise UserError(f"{path}: schema {found}, expected {SCHEMA}; evaluate that checkpoint again")
-    try:
-        checkpoint = result["checkpoint"]
-        losses = checkpoint["losses"]
-        common = {name: checkpoint[name] for name in _CHECKPOINT}
-        common["loss"] = losses["heldout"]
-        common["loss_train"] = losses.get("train")
-        for name, value in losses.items():
-            if name.startswith("heldout_"):
-                common["loss_" + name.removeprefix("heldout_")] = value
-        common.update({name: checkpoint.get(name) for name in _CHECKPOINT_EXTRA})
-        environment = result.get("environment", {})
-        common.update({f"eval_{name}": environment.get(name) for name in _ENVIRONMENT})
-        rows = []
-        for task, outcome in result["tasks"].items():
-            fields = {name: outcome[name] for name in _TASK}
-            fields.update({name: outcome.get(name) for name in _TASK_EXTRA})
-            for metric, number in outcome["metrics"].items():
-                rows.append(
-                    {
-                        **common,
-                        "task": task,
-                        **fields,
-                        "metric": metric,
-                        "value": number["value"],
-                        "stderr": number.get("stderr"),
-                        "higher_is_better": number["higher_is_better"],
-                    }
-                )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: field {error} missing; evaluate that checkpoint again") from None
-    return rows
+    result = read_result(path)
+    checkpoint = asdict(result.checkpoint)
+    losses = checkpoint.pop("losses")
+    if "heldout" not in losses:
+        raise UserError(f"{path}: checkpoint: losses: heldout missing; evaluate that checkpoint again")
+    common = checkpoint | {"loss": losses["heldout"], "loss_train": losses.get("train")}
+    for name, value in losses.items():
+        if name.startswith("heldout_"):
+            common["loss_" + name.removeprefix("heldout_")] = value
+    common |= {f"eval_{name}": value for name, value in asdict(result.environment).items()}
+    return [
+        common
+        | {"task": task, "metric": metric, **asdict(number)}
+        | {name: getattr(outcome, name) for name in (*_TASK_FIELDS, *_TASK_COUNTS)}
+        for task, outcome in result.tasks.items()
+        for metric, number in outcome.metrics.items()
+    ]
 
 
 def run_states(grid: Path) -> list[RunState]:

@@ -9,8 +9,16 @@ import numpy as np
 import pandas as pd
 
 CHANCE = {
-    **{"triviaqa": 0.0, "hellaswag": 0.25, "race": 0.25, "winogrande": 0.5, "nlpcc_kbqa": 0.0, "c3": 0.27},
-    **{"cluewsc": 0.5, "mmlu": 0.25, "ceval": 0.25, "gsm8k": 0.0},
+    "triviaqa": 0.0,
+    "hellaswag": 0.25,
+    "race": 0.25,
+    "winogrande": 0.5,
+    "nlpcc_kbqa": 0.0,
+    "c3": 0.27,
+    "cluewsc": 0.5,
+    "mmlu": 0.25,
+    "ceval": 0.25,
+    "gsm8k": 0.0,
 }
 CHINESE = ("nlpcc_kbqa", "c3", "cluewsc", "ceval")
 OPEN = ("triviaqa", "nlpcc_kbqa", "gsm8k")
@@ -150,7 +158,7 @@ def write_grid(directory: Path, results: pd.DataFrame) -> Path:
                 "dtype": "float32",
                 "date": "2026-01-01T00:00:00+00:00",
             }
-            result = {"schema": 1, "checkpoint": checkpoint, "tasks": tasks, "environment": environment}
+            result = {"schema": 1, "limit": 300, "checkpoint": checkpoint, "tasks": tasks, "environment": environment}
             (home / "eval" / f"step_{step}.json").write_text(json.dumps(result, default=_plain), encoding="utf-8")
         _loss_curve(home / "loss.csv", of_run)
     return directory

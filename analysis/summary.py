@@ -1,0 +1,156 @@
+"""What a results table says, in plain sentences with numbers, and what may make its numbers incomparable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from analysis.chance import AboveChance
+from analysis.correlation import Correlation
+from analysis.figures import short_count, sizes_in_order
+from analysis.names import language_title, task_title
+from analysis.result_files import RunState
+from analysis.table import run_ids
+from analysis.threshold import EMERGENT, NOT_REACHED, SMOOTH, UNDECIDED, Threshold
+
+
+def scope(table: pd.DataFrame) -> str:
+    """How many runs, sizes, tokens, checkpoints, tasks and rows."""
+    runs = run_ids(table)
+    sizes = sizes_in_order(table)
+    budgets = table.groupby(runs)["tokens"].max()
+    checkpoints = table[["grid", "run", "step"]].drop_duplicates().shape[0]
+    tasks = table.drop_duplicates("task")
+    languages = [
+        f"{count} {language_title(str(language))}" for language, count in tasks["language"].value_counts().items()
+    ]
+    return (
+        f"{count_of(runs.nunique(), 'run')} of {count_of(len(sizes), 'size')} ({', '.join(sizes)}), trained on "
+        f"{_span(budgets.min(), budgets.max())} tokens each; {count_of(checkpoints, 'checkpoint')} evaluated on "
+        f"{count_of(len(tasks), 'task')} ({', '.join(languages)}) with {_rows(table)} rows a task. Held-out loss "
+        f"goes from {table['loss'].max():.2f} down to {table['loss'].min():.2f} nats per token."
+    )
+
+
+def above_chance(results: Sequence[AboveChance]) -> str:
+    """Which tasks are above chance at the lowest loss, with intervals."""
+    best = min(results, key=lambda result: result.loss)
+    where = f"At the lowest loss ({best.loss:.2f}: run {best.run}, step {best.step:,})"
+    above = [result for result in results if result.above]
+    if not above:
+        return (
+            f"{where}, none of {count_of(len(results), 'task')} is above chance beyond what sampling of rows explains "
+            "(5 % for the tasks together)."
+        )
+    scores = [
+        f"{task_title(result.task)} {result.value:.3f} [{result.low:.3f}, {result.high:.3f}], chance {result.chance:.2g}"
+        for result in above
+    ]
+    verb = "is" if len(above) == 1 else "are"
+    return f"{where}, {len(above)} of {count_of(len(results), 'task')} {verb} above chance: {'; '.join(scores)}."
+
+
+def verdicts(results: Sequence[Threshold]) -> list[str]:
+    """One sentence for each verdict that occurs, tasks under their first metric."""
+    sentences = []
+    emergent = [r for r in results if r.verdict == EMERGENT]
+    if emergent:
+        named = [f"{task_title(r.task)} at {r.eta:.2f} [{r.eta_low:.2f}, {r.eta_high:.2f}]" for r in emergent]
+        sentences.append(f"Rising from chance at a threshold (loss in nats per token): {'; '.join(named)}.")
+    smooth = [task_title(r.task) for r in results if r.verdict == SMOOTH]
+    if smooth:
+        sentences.append(f"Improving over the whole range of losses, without a threshold in it: {', '.join(smooth)}.")
+    hidden = [r for r in results if r.verdict == NOT_REACHED]
+    if hidden:
+        bound = max(r.eta_below for r in hidden)
+        names = ", ".join(task_title(r.task) for r in hidden)
+        sentences.append(f"Not reached (a threshold, if there is one, lies below a loss of {bound:.2f}): {names}.")
+    undecided = [task_title(r.task) for r in results if r.verdict == UNDECIDED]
+    if undecided:
+        sentences.append(f"Undecided with these runs and rows: {', '.join(undecided)}.")
+    return sentences
+
+
+def correlation(results: Sequence[Correlation]) -> str:
+    """On how many tasks performance rises as loss falls, beyond the bootstrap's doubt."""
+    computed = [r for r in results if not r.reason]
+    if not computed:
+        return "A correlation with loss cannot be computed for any task; the table below says why."
+    falling = [r for r in computed if r.spearman_high < 0]
+    text = (
+        f"Performance rises as loss falls (Spearman's interval below 0) on {len(falling)} of "
+        f"{count_of(len(results), 'task')}"
+    )
+    if falling:
+        first = min(falling, key=lambda r: r.spearman)
+        text += (
+            f", most closely on {task_title(first.task)}: {signed(first.spearman)} "
+            f"[{signed(first.spearman_low)}, {signed(first.spearman_high)}]"
+        )
+    return text + "."
+
+
+def progress(states: Sequence[RunState]) -> str | None:
+    """What is missing of the runs that have a directory; None when nothing is."""
+    unfinished = [s.run for s in states if not s.finished]
+    waiting = sum(max(0, s.checkpoints - s.evaluated) for s in states)
+    parts = []
+    if unfinished:
+        parts.append(f"{len(unfinished)} of {count_of(len(states), 'run')} not finished ({', '.join(unfinished)})")
+    if waiting:
+        parts.append(f"{count_of(waiting, 'checkpoint')} not evaluated yet")
+    return f"This is a partial grid: {'; '.join(parts)}." if parts else None
+
+
+def mixtures(table: pd.DataFrame) -> list[str]:
+    """Everything in the table that makes its losses or scores incomparable; empty when nothing does."""
+    warnings = []
+    for column, thing, consequence in (
+        ("tokenizer_sha256", "tokenizers", "their losses are per different tokens and do not compare"),
+        ("data_fingerprint", "training data sets", "their losses are of different texts and do not compare"),
+        ("precision", "training precisions", "their losses may differ for that reason alone"),
+        ("eval_dtype", "evaluation precisions", "their scores may differ for that reason alone"),
+        ("eval_lm_eval", "versions of lm-evaluation-harness", "prompts and scoring may differ"),
+    ):
+        values = _known(table, column)
+        if len(values) > 1:
+            shown = ", ".join(value[:12] for value in values)
+            warnings.append(f"{len(values)} {thing} in one table ({shown}): {consequence}.")
+    for column, thing, consequence in (
+        ("task_hash", "definitions", "their scores do not compare"),
+        ("chance", "chance levels", "verdicts use the one of each checkpoint"),
+        ("rows", "numbers of rows", "checkpoints were not evaluated on the same rows"),
+    ):
+        if column not in table:
+            continue
+        counts = table.groupby("task")[column].nunique()
+        mixed = [task_title(str(task)) for task in counts.index[counts > 1]]
+        if mixed:
+            warnings.append(f"Several {thing} of one task ({', '.join(mixed)}): {consequence}.")
+    return warnings
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """A correlation with its sign, with a true minus; a dash for NaN."""
+    return "–" if value != value else f"{value:+.{digits}f}".replace("-", "−")
+
+
+def count_of(number: int, noun: str) -> str:
+    """`1 run`, `3 runs`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _known(table: pd.DataFrame, column: str) -> list[str]:
+    if column not in table:
+        return []
+    return sorted({str(value) for value in table[column].dropna().unique() if str(value)})
+
+
+def _span(low: float, high: float) -> str:
+    return short_count(low) if low == high else f"{short_count(low)} to {short_count(high)}"
+
+
+def _rows(table: pd.DataFrame) -> str:
+    low, high = int(table["rows"].min()), int(table["rows"].max())
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
