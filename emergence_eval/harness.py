@@ -104,6 +104,8 @@ class CachedHFLM(HFLM):
     def _loglikelihood_tokens(self, requests: list[Request], *_: Any, **__: Any) -> list[tuple[float, bool]]:
         """The harness's scoring, a batch at a time, with the output layer applied only to the last positions
         of a batch: those that some request of it scores."""
+        # A text longer than the whole context (a tiny model's) is scored as far as the model sees it.
+        requests = [(texts, context, ids[-self.max_length :]) for texts, context, ids in requests]
         order = sorted(
             range(len(requests)), key=lambda i: (-len(requests[i][1]) - len(requests[i][2]), requests[i][1:])
         )

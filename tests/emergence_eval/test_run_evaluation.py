@@ -228,6 +228,17 @@ def test_scores_equal_the_harness_s_own_model(tiny_hf, benchmarks):
             assert [is_greedy for _, is_greedy in found] == [is_greedy for _, is_greedy in expected]
 
 
+def test_a_text_longer_than_the_context_is_scored(tiny_hf, benchmarks):
+    """A smoke run's context is shorter than many an option: the harness's own model stops there."""
+    (definition,) = definitions.load(["hellaswag"])
+    task = harness.load_tasks([definition], benchmarks)["hellaswag"]
+    model = load(tiny_hf)
+    model._max_length = 8
+    result, rows = harness.evaluate_task(model, task, definition, "hash", "tiny", None)
+    assert result.truncated_rows == result.rows == 5
+    assert all(math.isfinite(value) for row in rows for value in row.loglikelihoods)
+
+
 def test_generation_equals_that_of_transformers(tiny_hf):
     import torch
 
