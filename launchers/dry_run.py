@@ -59,7 +59,7 @@ def print_plan(
     slowest, fastest = min(rates.values()), max(rates.values())
     measured = f"; read from finished steps for {', '.join(m)}" if (m := estimator.measured_sizes) else ""
     say(
-        f"Assumed: a run reaches {TRAINING_EFFICIENCY:.0%} of this machine's matrix rate, measured now as "
+        f"Assumed: a run's matrix products reach {TRAINING_EFFICIENCY:.0%} of this machine's rate, measured now as "
         f"{slowest / 1e9:.0f} to {fastest / 1e9:.0f} GFLOP/s a core with {jobs} at work{measured}."
     )
     if corpus_bytes is None:

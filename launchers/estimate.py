@@ -2,8 +2,8 @@
 
 Before anything has run, the time of a run is its FLOPs over this machine's rate for matrices of its width
 (`launchers.machine`) times the share of that rate that the recipe reaches; once a run of a size has written its
-loss.csv, the rate read there takes its place. The constants were measured on two cores of a 2.x GHz Xeon
-(docs/verification.md) and are starting points only.
+loss.csv, the rate read there takes its place. The constants were measured on two cores of a Xeon with
+other work on them (docs/verification.md) and are starting points only.
 
     bash launchers/slurm_grid.sh --grid recipes/grids/smoke.yaml --dry-run
 """
@@ -20,13 +20,17 @@ from launchers.status import Progress, read_progress
 from recipes.grid import Run
 from recipes.settings import RunSettings
 
-TRAINING_EFFICIENCY = 0.5
-"""Share of the measured matrix rate that a run's exact FLOPs per second reach."""
+TRAINING_EFFICIENCY = 0.65
+"""Share of the measured matrix rate that a run's matrix products reach."""
 
-TRAINING_OVERHEAD_PER_TOKEN = 2e-6
-"""Seconds a token and layer that no matrix product explains (norms, attention's softmax, the optimizer)."""
+TRAINING_OVERHEAD_PER_TOKEN = 8e-6
+"""Seconds a token and layer that no matrix product explains (norms, softmax, cross-entropy, the optimizer), on
+a machine of `REFERENCE_MATRIX_RATE`; a slower machine is taken to be slower in this too."""
 
-TRAINING_START_SECONDS = 12.0
+REFERENCE_MATRIX_RATE = 70e9
+"""FLOP/s of one core of the machine where the constants were measured."""
+
+TRAINING_START_SECONDS = 10.0
 """Importing, building the model and the data set of one run."""
 
 CHECKPOINT_SECONDS = 1.0
@@ -35,7 +39,7 @@ CHECKPOINT_SECONDS = 1.0
 EVALUATION_START_SECONDS = 12.0
 """Importing and reading the benchmarks in one process, whatever the number of its checkpoints."""
 
-EVALUATION_ROW_SECONDS = 0.03
+EVALUATION_ROW_SECONDS = 0.02
 """One row of one task on a model of no size."""
 
 EVALUATION_ROW_TOKENS = 512
@@ -124,8 +128,9 @@ class Estimator(Observer):
         """Training speed of one process, measured if a run of that size has run here."""
         if settings.size in self._token_rates:
             return self._token_rates[settings.size]
-        rate = TRAINING_EFFICIENCY * self._matrix_rates[settings.hidden_size]
-        return 1.0 / (settings.flops_exact(1) / rate + TRAINING_OVERHEAD_PER_TOKEN * settings.num_layers)
+        rate = self._matrix_rates[settings.hidden_size]
+        overhead = TRAINING_OVERHEAD_PER_TOKEN * settings.num_layers * REFERENCE_MATRIX_RATE / rate
+        return 1.0 / (settings.flops_exact(1) / (TRAINING_EFFICIENCY * rate) + overhead)
 
     def seconds(self, step: Step) -> float:
         """Estimate for the whole of a step by itself, without starting a process for an evaluation."""

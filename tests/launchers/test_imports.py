@@ -28,6 +28,10 @@ class Without:
         specs = (finder.find_spec(name, path, target) for finder in self.finders)
         return next((spec for spec in specs if spec is not None), None)
 
+    def find_distributions(self, *arguments):
+        for finder in self.finders:
+            yield from getattr(finder, "find_distributions", lambda *_: ())(*arguments)
+
 sys.meta_path[:] = [Without(list(sys.meta_path))]
 package = importlib.import_module(sys.argv[1])
 for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
