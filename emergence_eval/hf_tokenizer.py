@@ -20,7 +20,7 @@ from tokenizers import Tokenizer as Backend
 
 from tokenizer import vocabulary
 from tokenizer.files import write_json, write_text
-from tokenizer.vocabulary import EOD_PIECE, PAD_PIECE, SPACE_MARK, UNK_PIECE, Tokenizer
+from tokenizer.vocabulary import EOD_PIECE, PAD_PIECE, UNK_PIECE, Tokenizer
 from tokenizer.words import joined_pairs
 
 SPECIAL_TOKENS = {"eos_token": EOD_PIECE, "pad_token": PAD_PIECE, "unk_token": UNK_PIECE}
@@ -69,23 +69,15 @@ def build_backend(tokenizer: Tokenizer) -> Backend:
 
 
 def _piece_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    processor = tokenizer.processor
-    ids = {}
-    for token in range(processor.vocab_size()):
-        piece = processor.id_to_piece(token)
-        is_text = not (processor.is_byte(token) or processor.is_control(token) or processor.is_unknown(token))
-        ids[piece.replace(SPACE_MARK, " ") if is_text else piece] = token
-    return ids
+    texts = tokenizer.text_pieces()
+    text_ids = set(texts.values())
+    special = {tokenizer.processor.id_to_piece(token): token for token in set(range(tokenizer.vocab_size)) - text_ids}
+    return {**special, **texts}
 
 
 def _merges(tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
     """Pairs of pieces whose union is a piece, the first to be joined first."""
-    processor = tokenizer.processor
-    pieces = {
-        processor.id_to_piece(token).replace(SPACE_MARK, " "): processor.get_score(token)
-        for token in range(processor.vocab_size())
-        if not (processor.is_byte(token) or processor.is_control(token) or processor.is_unknown(token))
-    }
+    pieces = {piece: tokenizer.processor.get_score(token) for piece, token in tokenizer.text_pieces().items()}
     for piece in sorted((piece for piece in pieces if len(piece) > 1), key=lambda piece: -pieces[piece]):
         for place in range(1, len(piece)):
             left, right = piece[:place], piece[place:]

@@ -81,6 +81,16 @@ class Tokenizer:
             ids += part
         return ids
 
+    def text_pieces(self) -> dict[str, int]:
+        """The pieces that stand for text, with their ids; a space is " ". Bytes and special ids are not among them."""
+        pieces = self.processor.id_to_piece(list(range(self.vocab_size)))
+        special = (self.processor.is_byte, self.processor.is_control, self.processor.is_unknown)
+        return {
+            piece.replace(SPACE_MARK, " "): token
+            for token, piece in enumerate(pieces)
+            if not (piece.startswith("<") and any(is_special(token) for is_special in special))
+        }
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`. The document end and padding ids have none; bytes that are no UTF-8 become U+FFFD."""
         return self.processor.decode([int(token) for token in ids])

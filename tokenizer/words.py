@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import numpy
 
-from tokenizer.vocabulary import SPACE_MARK, Tokenizer
+from tokenizer.vocabulary import Tokenizer
 
 MOST_ENTRIES = 1 << 20
 """Words remembered by all processes together; each takes some 150 bytes."""
@@ -81,6 +81,7 @@ class WordEncoder(dict[str, bytes]):
         return marked[marked != 0].tobytes().decode(encoding).split(_CUT)
 
     def __missing__(self, word: str) -> bytes:
+        # One call a word: SentencePiece starts a thread for each batch, which costs more than it saves.
         ids = self._ids(word)
         if len(word) <= _LONGEST_ENTRY:
             if len(self) >= self._room:
@@ -133,10 +134,7 @@ def _place(before: numpy.ndarray, after: numpy.ndarray) -> numpy.ndarray:
 
 def joined_pairs(tokenizer: Tokenizer) -> frozenset[str]:
     """All pairs of characters that stand side by side in a piece, with a space as " "."""
-    processor = tokenizer.processor
     pairs: set[str] = set()
-    for token in range(processor.vocab_size()):
-        if not (processor.is_byte(token) or processor.is_control(token) or processor.is_unknown(token)):
-            piece = processor.id_to_piece(token).replace(SPACE_MARK, " ")
-            pairs.update(map("".join, pairwise(piece)))
+    for piece in tokenizer.text_pieces():
+        pairs.update(map("".join, pairwise(piece)))
     return frozenset(pairs)
