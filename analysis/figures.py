@@ -19,7 +19,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from analysis.chance import wilson_interval
 from analysis.names import in_order, language_title, metric_title, task_title
@@ -38,7 +38,7 @@ LEAST_SPAN = 0.16
 LOSS_LABEL = "pre-training loss (nats per token)  →  better"
 
 STYLE = {
-    "font.size": 8.5,
+    "font.size": 9,
     "font.family": "DejaVu Sans",
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
@@ -275,7 +275,7 @@ def loss_curves(curves: Mapping[str, pd.DataFrame], sizes: Mapping[str, str], or
             axes.set_title(title)
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
-            axes.xaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_xlabel("tokens")
         grid[0, 0].set_ylabel("loss (nats per token)")
         _trim_first_steps(grid[0, 0], curves, [f"heldout_loss_{lang}" for lang in languages])
@@ -321,7 +321,8 @@ def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
     for path in paths:
         # No date in the SVG: the same table gives the same file.
         metadata = {"Date": None} if path.suffix == ".svg" else None
-        with atomic_path(path) as temporary:
+        # The style again: SVG takes its element ids from it when it is written.
+        with plt.rc_context(STYLE), atomic_path(path) as temporary:
             figure.savefig(temporary, format=path.suffix[1:], dpi=200, facecolor="white", metadata=metadata)
     plt.close(figure)
     return paths

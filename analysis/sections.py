@@ -59,7 +59,7 @@ def thresholds(results: Sequence[Threshold], best: Mapping[str, AboveChance]) ->
         "corrected for the number of tasks. Du et al. 2024 trained 1.5B to 32B models on another corpus with "
         "another tokenizer: their losses are not on this scale."
     )
-    return page.section("Task by task", page.table(header, rows), page.caption(note))
+    return page.section("Task by task", page.table(header, rows, style="reasons"), page.caption(note))
 
 
 def correlations(results: Sequence[Correlation]) -> str:
@@ -85,7 +85,7 @@ def correlations(results: Sequence[Correlation]) -> str:
         f"−1: performance rises whenever loss falls. 95 % intervals from draws of whole runs ({runs} here; with fewer "
         "than about 10 they are rather too narrow). Du et al. 2024, Table 2: checkpoints of their 1.5B, 6B and 32B "
         "runs, all far above chance on most tasks; intervals were not published. Where no task rises from chance, "
-        "a correlation near 0 is what to expect."
+        "a correlation near 0 is what to expect, and one interval in twenty misses 0 by accident."
     )
     return page.section("Correlation of performance with loss", page.table(header, rows), page.caption(note))
 
@@ -214,9 +214,9 @@ def methods(table: pd.DataFrame, replicates: int, seed: int) -> str:
         "and rises below it. Chance only, a smooth rise, and chance followed by a rise are fitted by weighted least "
         "squares with binomial noise and compared by BIC; docs/methods.md has the formulae and what simulations say "
         "about them.",
-        f"Intervals of correlations and thresholds come from {replicates:,} bootstrap draws of whole runs (seed {seed}), "
-        "because checkpoints of one run are not independent. They say what other runs of these sizes might have "
-        "given, not what other questions would.",
+        f"Intervals of correlations and thresholds come from {replicates:,} bootstrap draws of whole runs (seed "
+        f"{seed}), because checkpoints of one run are not independent. They say what other runs of these sizes "
+        "might have given, not what other questions would.",
         "All checkpoints answer the same rows: what is peculiar to these rows moves all of them together. The fits "
         "allow the guessing level to be off by that much.",
         f"With {rows:,} rows a task, an accuracy of 0.25 has a 95 % interval of ±{half:.3f}: smaller abilities than "

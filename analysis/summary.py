@@ -14,6 +14,9 @@ from analysis.result_files import RunState
 from analysis.table import run_ids
 from analysis.threshold import EMERGENT, NOT_REACHED, SMOOTH, UNDECIDED, Threshold
 
+FEW_RUNS = 10
+"""Below this, bootstrap intervals over runs are too narrow by enough to say so (docs/methods.md)."""
+
 
 def scope(table: pd.DataFrame) -> str:
     """How many runs, sizes, tokens, checkpoints, tasks and rows."""
@@ -43,10 +46,7 @@ def above_chance(results: Sequence[AboveChance]) -> str:
             f"{where}, none of {count_of(len(results), 'task')} is above chance beyond what sampling of rows explains "
             "(5 % for the tasks together)."
         )
-    scores = [
-        f"{task_title(result.task)} {result.value:.3f} [{result.low:.3f}, {result.high:.3f}], chance {result.chance:.2g}"
-        for result in above
-    ]
+    scores = [f"{task_title(r.task)} {r.value:.3f} [{r.low:.3f}, {r.high:.3f}], chance {r.chance:.2g}" for r in above]
     verb = "is" if len(above) == 1 else "are"
     return f"{where}, {len(above)} of {count_of(len(results), 'task')} {verb} above chance: {'; '.join(scores)}."
 
@@ -78,17 +78,18 @@ def correlation(results: Sequence[Correlation]) -> str:
     if not computed:
         return "A correlation with loss cannot be computed for any task; the table below says why."
     falling = [r for r in computed if r.spearman_high < 0]
-    text = (
-        f"Performance rises as loss falls (Spearman's interval below 0) on {len(falling)} of "
-        f"{count_of(len(results), 'task')}"
-    )
-    if falling:
-        first = min(falling, key=lambda r: r.spearman)
-        text += (
-            f", most closely on {task_title(first.task)}: {signed(first.spearman)} "
-            f"[{signed(first.spearman_low)}, {signed(first.spearman_high)}]"
+    if not falling:
+        return (
+            f"On none of {count_of(len(results), 'task')} does performance rise as loss falls with any certainty (no "
+            "interval of Spearman's correlation lies below 0)."
         )
-    return text + "."
+    first = min(falling, key=lambda r: r.spearman)
+    return (
+        f"Performance rises as loss falls (Spearman's interval below 0) on {len(falling)} of "
+        f"{count_of(len(results), 'task')}, most closely on {task_title(first.task)}: {signed(first.spearman)} "
+        f"[{signed(first.spearman_low)}, {signed(first.spearman_high)}]. By accident it would be one task in forty"
+        f"{', and more with so few runs' if first.num_runs < FEW_RUNS else ''}."
+    )
 
 
 def progress(states: Sequence[RunState]) -> str | None:

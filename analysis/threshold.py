@@ -11,6 +11,7 @@ has the formulae and what simulations say about them.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -237,14 +238,14 @@ def _threshold(task: str, metric: str, rows: pd.DataFrame, column: str, replicat
     weights = 1 / (variance * overdispersion)
     misfit, flat, slope, level = _misfit(weights, family.rise, excess, per_run, everything, spread)
     misfit, slope, level = misfit[0], slope[0], level[0]
-    cost = 3 * np.log(len(loss))
+    cost = 3 * math.log(len(loss))
     best_smooth = _argmin(misfit, family.smooth)
     best_emergent = _argmin(misfit, family.emergent)
     bic_chance = float(flat[0])
     bic_smooth = float(misfit[best_smooth]) + cost
     bic_emergent = float(misfit[best_emergent]) + cost if best_emergent is not None else float("inf")
     constant = float((weights * excess).sum() / weights.sum())
-    bic_constant = float((weights * (excess - constant) ** 2).sum()) + np.log(len(loss))
+    bic_constant = float((weights * (excess - constant) ** 2).sum()) + math.log(len(loss))
     typical = float(np.median(chance))
 
     draws = bootstrap.multiplicities(len(run), replicates, seed).astype(float)
@@ -273,8 +274,8 @@ def _threshold(task: str, metric: str, rows: pd.DataFrame, column: str, replicat
         low, high = bootstrap.percentile_interval(resampled)
         found |= {
             "eta": float(family.eta[best_emergent]),
-            "eta_low": max(float(loss.min()), float(np.nanmin([profile.min(), low])) - family.step),
-            "eta_high": min(float(loss.max()), float(np.nanmax([profile.max(), high])) + family.step),
+            "eta_low": float(max(loss.min(), np.nanmin([profile.min(), low]) - family.step)),
+            "eta_high": float(min(loss.max(), np.nanmax([profile.max(), high]) + family.step)),
         }
     if verdict == NOT_REACHED:
         level_only = float((weights * excess).sum() / (weights.sum() + 1 / spread**2))
@@ -310,7 +311,7 @@ def _verdict(bic_chance: float, bic_smooth: float, bic_emergent: float, support:
     if lead < EVIDENCE:
         return (
             UNDECIDED,
-            f"performance rises; whether a plateau comes before it is open (BIC {lead:+.1f}, {EVIDENCE:g} needed)",
+            f"performance rises; whether a plateau comes first is open (its BIC lead is {lead:.1f}, {EVIDENCE:g} needed)",
         )
     if support < MINIMUM_SUPPORT:
         return UNDECIDED, f"a plateau before the rise in only {support:.0%} of the draws of runs"
