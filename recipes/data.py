@@ -7,11 +7,8 @@ and another number of data-parallel replicas sees the same batches.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from megatron.core import parallel_state
@@ -19,106 +16,14 @@ from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegat
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
 from recipes import cpu
+from recipes.encoded import EncodedData, Source
 from recipes.settings import RunSettings
-from tokenizer.cli import UserError
 
 HELDOUT_SEED = 2403
 """Seed of the held-out sample: one for every run, so that their losses compare."""
 
 _NO_CACHE = ""
 """Megatron-Core's index cache is built in memory: a file half written by a killed run would be read as whole."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """One encoded data set: a split of one source in one language."""
-
-    language: str
-    source: str
-    split: str
-    prefix: Path
-    documents: int
-    tokens: int
-
-
-@dataclass(frozen=True)
-class EncodedData:
-    """A directory written by `python -m tokenizer.encode`."""
-
-    directory: Path
-    sources: tuple[Source, ...]
-    vocab_size: int
-    eod_id: int
-    pad_id: int
-    tokenizer_sha256: str
-    fingerprint: str
-
-    @property
-    def tokenizer(self) -> Path:
-        """The tokenizer that encoded the data."""
-        return self.directory / "tokenizer"
-
-    def select(self, language: str, split: str) -> list[Source]:
-        """The sources of a language and split that hold any text; UserError if there are none."""
-        found = [it for it in self.sources if (it.language, it.split) == (language, split) and it.tokens]
-        if not found:
-            there = ", ".join(sorted({it.language for it in self.sources}))
-            raise UserError(
-                f"{self.directory} has no {split} documents in language {language!r} (it has {there}); "
-                "encode some, or change the run's languages"
-            )
-        return found
-
-
-def read_data(directory: Path) -> EncodedData:
-    """Read and check a data directory's manifest. Raises UserError if it is missing or unfinished."""
-    manifest = directory / "manifest.json"
-    if not manifest.is_file():
-        raise UserError(
-            f"{directory} holds no finished data set (no manifest.json); "
-            f"make it with python -m tokenizer.encode --out {directory}"
-        )
-    raw = manifest.read_bytes()
-    try:
-        content = json.loads(raw)
-        sources = tuple(
-            Source(
-                language=item["language"],
-                source=item["source"],
-                split=item["split"],
-                prefix=directory / item["prefix"],
-                documents=item["documents"],
-                tokens=item["tokens"],
-            )
-            for item in content["datasets"]
-        )
-        return EncodedData(
-            directory=directory,
-            sources=sources,
-            vocab_size=content["vocab_size"],
-            eod_id=content["eod_id"],
-            pad_id=content["pad_id"],
-            tokenizer_sha256=content["tokenizer_sha256"],
-            fingerprint=_fingerprint(content),
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{manifest} is damaged ({error!r}); delete it and run tokenizer.encode again") from None
-
-
-def _fingerprint(content: dict) -> str:
-    """What identifies the data, whoever encoded them: tokenizer, split and the size of each source."""
-    counts = [[it["language"], it["source"], it["split"], it["documents"], it["tokens"]] for it in content["datasets"]]
-    identity = json.dumps([content["tokenizer_sha256"], content["heldout_fraction"], sorted(counts)])
-    return hashlib.sha256(identity.encode()).hexdigest()
-
-
-def check_vocabulary(data: EncodedData, settings: RunSettings) -> None:
-    """UserError unless the model's vocabulary is the tokenizer's."""
-    if data.vocab_size != settings.vocab_size:
-        raise UserError(
-            f"the data in {data.directory} were encoded with {data.vocab_size} pieces, the run has "
-            f"vocab_size {settings.vocab_size}; encode with the grid's tokenizer or change tokenizer.vocab_size"
-        )
 
 
 @dataclass(frozen=True)
@@ -171,12 +76,7 @@ def heldout_sets(data: EncodedData, settings: RunSettings) -> dict[str, torch.ut
     for language in settings.languages:
         found = data.select(language, "heldout")
         tokens = sum(it.tokens for it in found)
-        samples = min(settings.heldout_sequences, (tokens - 1) // settings.sequence_length)
-        if samples < 1:
-            raise UserError(
-                f"the held-out documents in language {language!r} are {tokens} tokens, less than one sequence of "
-                f"{settings.sequence_length}; encode more documents or raise --heldout-fraction"
-            )
+        samples = data.heldout_samples(language, settings)
         weights = [it.tokens / tokens for it in found]
         sets[language] = _build(data, found, weights, 1, samples, settings.sequence_length, HELDOUT_SEED)
     return sets

@@ -12,39 +12,15 @@ import torch.distributed
 from megatron.core import parallel_state, tensor_parallel
 
 from recipes import cpu
+from recipes.parallel import world_size
 from recipes.settings import RunSettings
-from tokenizer.cli import UserError
 
 _TIMEOUT = timedelta(minutes=30)
-
-
-def world_size() -> int:
-    """Processes of this run, as torchrun says."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def data_parallel_size(settings: RunSettings) -> int:
-    """Replicas of the model over the run's processes. UserError if the layout does not fit them."""
-    model_parallel = settings.tensor_parallel * settings.pipeline_parallel
-    replicas, rest = divmod(world_size(), model_parallel)
-    layout = f"tensor_parallel={settings.tensor_parallel} x pipeline_parallel={settings.pipeline_parallel}"
-    if rest or not replicas:
-        raise UserError(
-            f"{world_size()} processes do not divide into {layout} = {model_parallel}; "
-            f"start them with torchrun --nproc-per-node {model_parallel} or a multiple"
-        )
-    if settings.global_batch_size % (replicas * settings.micro_batch_size):
-        raise UserError(
-            f"global_batch_size {settings.global_batch_size} does not divide over {replicas} data-parallel replicas "
-            f"x micro_batch_size {settings.micro_batch_size}; change one of them or the number of processes"
-        )
-    return replicas
 
 
 @contextmanager
 def process_groups(settings: RunSettings) -> Iterator[None]:
     """Join the run's processes and build Megatron-Core's groups; leave them when the block ends."""
-    data_parallel_size(settings)
     cpu.install()
     if cpu.has_gpu():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))

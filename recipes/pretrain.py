@@ -5,7 +5,9 @@ the same command again after an interruption and it goes on from the last checkp
 `recipes.settings.RunSettings` can be overridden at the end, as key=value.
 
     python -m recipes.pretrain --grid recipes/grids/smoke.yaml --run small-20480 --out runs/smoke
-    torchrun --nproc-per-node 2 -m recipes.pretrain --grid smoke --run small-20480 --out runs/smoke tensor_parallel=2
+    torchrun --nproc-per-node 2 -m -- recipes.pretrain --grid smoke --run small-20480 --out runs/smoke tensor_parallel=2
+
+(torchrun needs the `--`, or it takes `--run` for an option of its own.)
 """
 
 from __future__ import annotations
@@ -21,20 +23,18 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
-from recipes import checkpoint
+from recipes import checkpoint, encoded, parallel
+from recipes.encoded import EncodedData
 from recipes.grid import load_grid, override
 from recipes.provenance import git_revision, versions
 from recipes.settings import RunSettings, format_count
 from tokenizer import cli
 from tokenizer.cli import UserError
 from tokenizer.files import write_text
-
-if TYPE_CHECKING:
-    from recipes.data import EncodedData
 
 logger = logging.getLogger("recipes.pretrain")
 
@@ -92,26 +92,27 @@ def train(grid: str, name: str, settings: RunSettings, directory: Path, data_dir
 
     Raises UserError where the data, the layout or an earlier start of the run do not fit the settings.
     """
-    # Here, so that --help and --dry-run answer without loading torch.
-    from recipes import cpu
-
-    cpu.install()
-    from recipes import data, distributed
-
-    distributed.data_parallel_size(settings)
-    encoded = data.read_data(data_directory)
-    data.check_vocabulary(encoded, settings)
+    parallel.data_parallel_size(settings)
+    data = encoded.read_data(data_directory)
+    encoded.check(data, settings)
     writes = int(os.environ.get("RANK", "0")) == 0
     with _locked(directory) if writes else nullcontext():
-        _check_same_run(directory, settings, encoded)
+        _check_same_run(directory, settings, data)
         if writes:
             _log_to(directory / "train.log")
+        # Here, so that --help, --dry-run and every mistake answer without loading torch.
+        from recipes import cpu
+
+        cpu.install()
+        from recipes import distributed
+
         with distributed.process_groups(settings):
-            _train_from_latest(grid, name, settings, directory, encoded)
+            _train_from_latest(grid, name, settings, directory, data)
 
 
-def _train_from_latest(grid: str, name: str, settings: RunSettings, directory: Path, encoded: EncodedData) -> None:
-    from recipes import data, distributed, hardware
+def _train_from_latest(grid: str, name: str, settings: RunSettings, directory: Path, data: EncodedData) -> None:
+    from recipes import distributed, hardware
+    from recipes.data import heldout_sets, training_set
     from recipes.journal import Journal
     from recipes.trainer import Trainer
 
@@ -122,13 +123,13 @@ def _train_from_latest(grid: str, name: str, settings: RunSettings, directory: P
         return
     if first_rank:
         logger.info("%s", describe(name, settings))
-        _write_run_file(directory, grid, name, settings, encoded)
+        _write_run_file(directory, grid, name, settings, data)
     trainer = Trainer(settings)
     if done:
         logger.info("resuming from step %d", done)
         checkpoint.load(directory, trainer, done)
-    dataset = data.training_set(encoded, settings)
-    heldout_sets = data.heldout_sets(encoded, settings)
+    dataset = training_set(data, settings)
+    heldout = heldout_sets(data, settings)
     with (
         Journal(directory, name, settings, done, hardware.peak_flops(settings.precision))
         if first_rank
@@ -138,14 +139,14 @@ def _train_from_latest(grid: str, name: str, settings: RunSettings, directory: P
             result = trainer.step(dataset, step)
             if not math.isfinite(result.loss):
                 raise UserError(f"the loss of {name} is {result.loss} at step {step}; lower learning_rate or clip_grad")
-            heldout = None
+            losses = None
             if step in settings.checkpoint_steps:
-                heldout = _heldout_losses(settings, trainer.heldout_losses(heldout_sets))
+                losses = _heldout_losses(settings, trainer.heldout_losses(heldout))
             if journal:
-                journal.record(step, result, heldout)
-            if heldout:
-                manifest = _manifest(grid, name, settings, encoded, step, heldout, journal)
-                checkpoint.save(directory, trainer, manifest, encoded.tokenizer)
+                journal.record(step, result, losses)
+            if losses:
+                manifest = _manifest(grid, name, settings, data, step, losses, journal)
+                checkpoint.save(directory, trainer, manifest, data.tokenizer)
 
 
 def _latest_step(directory: Path) -> int:
@@ -164,14 +165,14 @@ def _manifest(
     grid: str,
     name: str,
     settings: RunSettings,
-    encoded: EncodedData,
+    data: EncodedData,
     step: int,
-    heldout: dict[str, float],
+    losses: dict[str, float],
     journal: Any,
 ) -> checkpoint.Manifest:
     from recipes.journal import final_train_loss
 
-    losses = dict(heldout)
+    losses = dict(losses)
     if journal:
         journal.sync()
         losses["train"] = final_train_loss(journal.path, settings, step)
@@ -192,8 +193,8 @@ def _manifest(
         losses=losses,
         sequence_length=settings.sequence_length,
         vocab_size=settings.vocab_size,
-        tokenizer_sha256=encoded.tokenizer_sha256,
-        data_fingerprint=encoded.fingerprint,
+        tokenizer_sha256=data.tokenizer_sha256,
+        data_fingerprint=data.fingerprint,
         git_revision=git_revision(),
     )
 
@@ -217,13 +218,13 @@ def _locked(directory: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _check_same_run(directory: Path, settings: RunSettings, encoded: EncodedData) -> None:
+def _check_same_run(directory: Path, settings: RunSettings, data: EncodedData) -> None:
     """UserError if the directory holds checkpoints of a run with other settings or data."""
     path = directory / "run.yaml"
     if not path.is_file() or not checkpoint.list_steps(directory):
         return
     before = yaml.safe_load(path.read_text(encoding="utf-8"))
-    now = {**dataclasses.asdict(settings), "data_fingerprint": encoded.fingerprint}
+    now = {**dataclasses.asdict(settings), "data_fingerprint": data.fingerprint}
     then = {**before["settings"], "data_fingerprint": before["data"]["fingerprint"]}
     changed = [key for key in now if key not in _LAYOUT and now[key] != then.get(key)]
     if changed:
@@ -234,17 +235,17 @@ def _check_same_run(directory: Path, settings: RunSettings, encoded: EncodedData
         )
 
 
-def _write_run_file(directory: Path, grid: str, name: str, settings: RunSettings, encoded: EncodedData) -> None:
+def _write_run_file(directory: Path, grid: str, name: str, settings: RunSettings, data: EncodedData) -> None:
     content = {
         "grid": grid,
         "run": name,
         "settings": dataclasses.asdict(settings),
         "data": {
-            "directory": str(encoded.directory),
-            "fingerprint": encoded.fingerprint,
-            "tokenizer_sha256": encoded.tokenizer_sha256,
+            "directory": str(data.directory),
+            "fingerprint": data.fingerprint,
+            "tokenizer_sha256": data.tokenizer_sha256,
         },
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "processes": parallel.world_size(),
         "git_revision": git_revision(),
         "versions": versions(),
         "command": sys.argv,
