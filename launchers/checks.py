@@ -21,8 +21,9 @@ from tokenizer.cli import UserError
 SPARE_DISK_BYTES = 200 * 2**20
 """Free space asked for beside checkpoints and data: logs, results, the report."""
 
-DATA_BYTES_PER_FILE_BYTE = 3
-"""Encoded documents against the (compressed) corpus: about 4 bytes of text a byte, 2 bytes of ids a 3 bytes."""
+DATA_BYTES_PER_FILE_BYTE = 4
+"""Encoded documents against a compressed corpus: about 4 bytes of text a byte, 2 bytes an id, 2 or more bytes of
+text an id."""
 
 
 def tasks_of(grid: Grid) -> list[TaskDefinition]:
