@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from recipes.settings import RESERVED_RUN_NAMES, RunSettings, format_count, parse_count
+from recipes.settings_file import SettingsFile
 from tokenizer import cli
 from tokenizer.cli import UserError
 
@@ -83,12 +84,12 @@ def load_grid(path: str | Path) -> Grid:
 
     Raises UserError with file and line for anything that cannot be trained.
     """
-    source = _GridFile.read(_resolve(path))
+    source = SettingsFile.read(_resolve(path))
     source.check_keys((), _TOP_LEVEL)
     name = source.value.get("name", source.path.stem)
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise source.error(("name",), f"{name!r} is no name; use letters, digits and . _ + -")
-    tokenizer = source.section("tokenizer", TokenizerSettings)
+    tokenizer = _section(source, "tokenizer", TokenizerSettings)
     runs = tuple(_expand(source, tokenizer))
     seen: dict[str, int] = {}
     for index, run in runs:
@@ -101,7 +102,7 @@ def load_grid(path: str | Path) -> Grid:
         name=name,
         path=source.path,
         tokenizer=tokenizer,
-        evaluation=source.section("evaluation", EvaluationSettings),
+        evaluation=_section(source, "evaluation", EvaluationSettings),
         runs=tuple(run for _, run in runs),
         description=str(source.value.get("description", "")).strip(),
     )
@@ -162,68 +163,77 @@ def _build(values: Mapping[str, Any]) -> RunSettings:
     return RunSettings(**typed)
 
 
+_NUMBER_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a word"}
+
+
 def _typed(name: str, value: Any) -> Any:
-    """`value` as the type of the setting `name` (annotations are strings in that module)."""
-    wanted = _FIELDS[name].type
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if wanted == "str" and isinstance(value, str | int | float):
-        return str(value)
-    if wanted == "bool" and isinstance(value, bool):
-        return value
-    if wanted == "int" and number and value == int(value):
-        return int(value)
-    if wanted == "float":
+    """`value` as the type of the setting `name`."""
+    wanted = str(_FIELDS[name].type)
+    if wanted.startswith("dict"):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{name} is {value!r}; it must map languages to weights, as {{en: 4, zh: 1}}")
+        return {str(key): _as(f"{name}.{key}", "float", weight) for key, weight in value.items()}
+    return _as(name, wanted, value)
+
+
+def _as(name: str, wanted: str, value: Any) -> Any:
+    """`value` as a ``bool``, ``str``, ``int`` or ``float``; UserError if it is none."""
+    if isinstance(value, bool) == (wanted == "bool"):
+        if wanted == "bool":
+            return value
+        if wanted == "str" and isinstance(value, str | int | float):
+            return str(value)
         try:
-            return float(value) if not isinstance(value, bool) else _refuse(name, value, "a number")
+            # YAML reads 8e-3 as text: it wants 8.0e-3.
+            number = float(value)
         except (TypeError, ValueError):
-            _refuse(name, value, "a number")
-    if wanted.startswith("dict") and isinstance(value, Mapping):
-        return {str(key): _typed("learning_rate", weight) for key, weight in value.items()}
-    words = {"int": "a whole number", "bool": "true or false", "str": "a word"}
-    return _refuse(name, value, words.get(wanted, "a mapping of languages to weights"))
+            number = None
+        if wanted == "float" and number is not None:
+            return number
+        if wanted == "int" and number is not None and number.is_integer():
+            return int(number)
+    raise UserError(f"{name} is {value!r}; it must be {_NUMBER_WORDS[wanted]}")
 
 
-def _refuse(name: str, value: Any, wanted: str) -> Any:
-    raise UserError(f"{name} is {value!r}; it must be {wanted}")
-
-
-def _expand(source: _GridFile, tokenizer: TokenizerSettings) -> list[tuple[int, Run]]:
+def _expand(source: SettingsFile, tokenizer: TokenizerSettings) -> list[tuple[int, Run]]:
     """Every run of the file with the index of the entry that it comes from."""
-    defaults = source.mapping(("defaults",))
-    source.check_keys(("defaults",), set(_FIELDS) - {"size"})
     sizes = source.mapping(("sizes",))
     if not sizes:
         raise source.error((), "there are no sizes; add `sizes:` with a shape for each name")
-    for size in sizes:
-        source.mapping(("sizes", size))
-        source.check_keys(("sizes", size), set(_FIELDS) - {"size"})
+    for place in (("defaults",), *(("sizes", size) for size in sizes)):
+        source.check_keys(place, set(_FIELDS) - {"size"})
     entries = source.value.get("runs")
     if not isinstance(entries, list) or not entries:
         raise source.error(("runs",), "there are no runs; add `runs:` with a list, as - {size: tiny, tokens: 1M}")
+    defaults = {"vocab_size": tokenizer.vocab_size, **source.mapping(("defaults",))}
     runs = []
     for index in range(len(entries)):
         entry = source.mapping(("runs", index))
         source.check_keys(("runs", index), {*_FIELDS, "name"})
         for point in _sweep(entry):
-            size = str(point.get("size"))
-            if size not in sizes:
-                raise source.error(
-                    ("runs", index, "size"),
-                    f"there is no size {size!r}; sizes has {', '.join(map(str, sizes))}",
-                )
-            values = {"vocab_size": tokenizer.vocab_size, **defaults, **sizes[size], **point, "size": size}
-            name = str(values.pop("name", None) or _run_name(point, entry))
-            if not _NAME.fullmatch(name) or name in RESERVED_RUN_NAMES:
-                raise source.error(
-                    ("runs", index),
-                    f"{name!r} cannot name a run; use letters, digits and . _ + -, "
-                    f"and none of {', '.join(sorted(RESERVED_RUN_NAMES))}",
-                )
             try:
-                runs.append((index, Run(name, _build(values))))
+                runs.append((index, _one_run(point, _run_name(point, entry), defaults, sizes)))
             except UserError as error:
-                raise source.error(("runs", index), f"run {name}: {error}") from None
+                raise source.error(("runs", index), str(error)) from None
     return runs
+
+
+def _one_run(point: Mapping[str, Any], name: str, defaults: Mapping[str, Any], sizes: Mapping[str, Any]) -> Run:
+    """The run of one point of a sweep: its own settings over its size's over the defaults."""
+    size = str(point.get("size"))
+    if size not in sizes:
+        raise UserError(f"there is no size {size!r}; sizes has {', '.join(map(str, sizes))}")
+    values = {**defaults, **sizes[size], **point, "size": size}
+    name = str(values.pop("name", name))
+    if not _NAME.fullmatch(name) or name in RESERVED_RUN_NAMES:
+        raise UserError(
+            f"{name!r} cannot name a run; use letters, digits and . _ + -, "
+            f"and none of {', '.join(sorted(RESERVED_RUN_NAMES))}"
+        )
+    try:
+        return Run(name, _build(values))
+    except UserError as error:
+        raise UserError(f"run {name}: {error}") from None
 
 
 def _sweep(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -239,98 +249,29 @@ def _run_name(point: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
     return name + "".join(f"-{key}{point[key]}" for key in swept)
 
 
-@dataclass(frozen=True)
-class _GridFile:
-    """A YAML file with the line of each of its keys, so that an error can name it."""
-
-    path: Path
-    value: dict[str, Any]
-    lines: dict[tuple, int]
-
-    @classmethod
-    def read(cls, path: Path) -> _GridFile:
-        text = path.read_text(encoding="utf-8")
-        try:
-            node = yaml.compose(text, Loader=yaml.SafeLoader)
-            lines: dict[tuple, int] = {}
-            _note_lines(node, (), lines, path)
-            value = OmegaConf.to_container(OmegaConf.create(text), resolve=True) if node else None
-        except yaml.MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark else 1
-            raise UserError(f"{path}:{line}: this is no YAML: {error.problem}") from None
-        except OmegaConfBaseException as error:
-            raise UserError(f"{path}: {_first_line(error)}") from None
-        if not isinstance(value, dict):
-            raise UserError(f"{path}:1: a grid file is a mapping with {', '.join(sorted(_TOP_LEVEL))}")
-        return cls(path, value, lines)
-
-    def error(self, place: tuple, message: str) -> UserError:
-        while place and place not in self.lines:
-            place = place[:-1]
-        return UserError(f"{self.path}:{self.lines.get(place, 1)}: {message}")
-
-    def mapping(self, place: tuple) -> dict[str, Any]:
-        value: Any = self.value
-        for key in place:
-            value = value[key] if isinstance(value, list) else value.get(key, {})
-        if value is None:
-            value = {}
-        if not isinstance(value, dict):
-            raise self.error(place, f"{'.'.join(map(str, place))} must be a mapping of settings to values")
-        return value
-
-    def check_keys(self, place: tuple, known: set[str]) -> None:
-        for key in self.mapping(place):
-            if key not in known:
-                raise self.error((*place, key), f"unknown key {key!r}; known are {', '.join(sorted(known))}")
-
-    def section(self, name: str, kind: type) -> Any:
-        """The dataclass `kind` from the section `name`."""
-        values = self.mapping((name,))
-        fields = {item.name: item for item in dataclasses.fields(kind)}
-        self.check_keys((name,), set(fields))
-        for key, item in fields.items():
-            if key not in values and item.default is item.default_factory is dataclasses.MISSING:
-                raise self.error((name,), f"{name} has no {key}; add it")
-        for key, value in values.items():
-            if key in ("vocab_size", "limit") and (not isinstance(value, int) or value < 1) and value is not None:
-                raise self.error((name, key), f"{key} is {value!r}; it must be a whole number above 0")
-            if key == "tasks" and not isinstance(value, list):
-                raise self.error((name, key), f"tasks is {value!r}; it must be a list of names")
-            if key == "ratio" and not isinstance(value, dict):
-                raise self.error((name, key), f"ratio is {value!r}; it must map languages to weights")
-        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
-
-
-def _note_lines(node: yaml.Node | None, place: tuple, lines: dict[tuple, int], path: Path) -> None:
-    if node is None:
-        return
-    lines.setdefault(place, node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            if (*place, key.value) in lines:
-                raise UserError(f"{path}:{key.start_mark.line + 1}: {key.value!r} stands here twice; keep one")
-            lines[(*place, key.value)] = key.start_mark.line + 1
-            _note_lines(value, (*place, key.value), lines, path)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            _note_lines(value, (*place, index), lines, path)
+def _section(source: SettingsFile, name: str, kind: type) -> Any:
+    """The dataclass `kind` from the section `name`."""
+    values = source.mapping((name,))
+    fields = {item.name: item for item in dataclasses.fields(kind)}
+    source.check_keys((name,), set(fields))
+    for key, item in fields.items():
+        if key not in values and item.default is item.default_factory is dataclasses.MISSING:
+            raise source.error((name,), f"{name} has no {key}; add it")
+    for key, value in values.items():
+        if key in ("vocab_size", "limit") and (not isinstance(value, int) or value < 1) and value is not None:
+            raise source.error((name, key), f"{key} is {value!r}; it must be a whole number above 0")
+        if key == "tasks" and not isinstance(value, list):
+            raise source.error((name, key), f"tasks is {value!r}; it must be a list of names")
+        if key == "ratio" and not isinstance(value, dict):
+            raise source.error((name, key), f"ratio is {value!r}; it must map languages to weights")
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
 def table(grid: Grid) -> Table:
     """The grid as a table: a line a run, with what follows from its settings."""
     shown = Table(title=f"{grid.name}: {len(grid.runs)} runs", title_justify="left")
-    for heading in (
-        "run",
-        "parameters",
-        "without emb.",
-        "tokens",
-        "steps",
-        "batch",
-        "6ND FLOPs",
-        "exact",
-        "checkpoints",
-    ):
+    headings = ["run", "parameters", "without emb.", "tokens", "steps", "batch", "6ND FLOPs", "exact", "checkpoints"]
+    for heading in headings:
         shown.add_column(heading, justify="left" if heading == "run" else "right")
     for run in grid.runs:
         it = run.settings
