@@ -311,7 +311,7 @@ def _verdict(bic_chance: float, bic_smooth: float, bic_emergent: float, support:
     if lead < EVIDENCE:
         return (
             UNDECIDED,
-            f"performance rises; whether a plateau comes first is open (its BIC lead is {lead:.1f}, {EVIDENCE:g} needed)",
+            f"performance rises; whether a plateau comes first is open (BIC lead {lead:.1f}, {EVIDENCE:g} needed)",
         )
     if support < MINIMUM_SUPPORT:
         return UNDECIDED, f"a plateau before the rise in only {support:.0%} of the draws of runs"
