@@ -74,7 +74,7 @@ def directory_name(name: str) -> str:
     ):
         return name
     short = safe.encode()[: _LONGEST_NAME - 9].decode(errors="ignore").lstrip(".-")
-    return f"{short}-{blake2b(name.encode(), digest_size=4).hexdigest()}"
+    return f"{short or 'unnamed'}-{blake2b(name.encode(), digest_size=4).hexdigest()}"
 
 
 def is_held_out(utf8: bytes, fraction: float) -> bool:

@@ -30,6 +30,9 @@ UNK_PIECE, EOD_PIECE, PAD_PIECE = "<unk>", "<|endoftext|>", "<|pad|>"
 SPACE_MARK = "\u2581"
 """What SentencePiece writes for a space."""
 
+_PROBE = " a  ﬁ\tÅ\u212b １\n世▁b "
+"""Comes back only from a model that neither normalises text nor adds or removes spaces."""
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -72,13 +75,15 @@ class Tokenizer:
         Raises:
             UnicodeEncodeError: the text holds half of a surrogate pair.
         """
-        if SPACE_MARK not in text:
-            return self.processor.encode(text)
-        first, *others = self.processor.encode(text.split(SPACE_MARK))
-        ids = list(first)
-        for part in others:
-            ids += self._mark_ids
-            ids += part
+        try:
+            first, *others = text.split(SPACE_MARK)
+            ids = self.processor.encode(first)
+            for part in others:
+                ids += self._mark_ids
+                ids += self.processor.encode(part)
+        except RuntimeError:
+            text.encode()  # Says what is wrong with the text, where SentencePiece only says that it is no text.
+            raise
         return ids
 
     def text_pieces(self) -> dict[str, int]:
@@ -119,6 +124,11 @@ def load(directory: Path | str) -> Tokenizer:
     if found != expected:
         raise UserError(
             f"{path}: vocabulary size, eod and pad ids are {found}, {MANIFEST_FILE} says {expected}; train it anew"
+        )
+    if tokenizer.decode(tokenizer.encode(_PROBE)) != _PROBE:
+        raise UserError(
+            f"{path}: changes text (spaces or Unicode forms do not come back); "
+            "such a model cannot be used, train one with python -m tokenizer.train"
         )
     return tokenizer
 
