@@ -19,7 +19,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from analysis.chance import wilson_interval
 from analysis.names import in_order, language_title, metric_title, task_title
@@ -198,7 +198,7 @@ def _set_height(axes: Axes, values: pd.Series, chance: float, metric: str) -> No
     room = 0.08 * (high - low) or 0.05
     low, high = low - room, high + 2.6 * room
     if metric in FRACTIONS:
-        low = max(low, -0.022 if chance == 0 else 0.0)
+        low = max(low, -0.022 if min(values.min(), chance) < 0.01 else 0.0)
         high = min(high, 1.02)
     axes.set_ylim(low, high)
 
@@ -305,6 +305,8 @@ def _trim_first_steps(axes: Axes, curves: Mapping[str, pd.DataFrame], heldout: S
     room = 0.04 * (high - low or 0.1)
     axes.set_ylim(low - room, high + room)
     axes.set_xlim(first, last * 1.15)
+    if last / first < 100:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
 
 
 def short_count(value: float) -> str:

@@ -53,7 +53,7 @@ def write_report(
     sentences = [
         summary.scope(results),
         summary.above_chance(best),
-        *summary.verdicts(shown),
+        *summary.verdicts(shown, best),
         summary.correlation(shown_correlations),
     ]
     body = []
@@ -64,6 +64,9 @@ def write_report(
     if partial:
         body.append(page.box([partial], "note", "Not finished"))
     body.append(page.bullets(sentences, style="summary"))
+    cut = summary.short_context(results)
+    if cut:
+        body.append(page.box(cut, "note", "Short context"))
     body.append(page.section("Performance against pre-training loss", _performance_figure(performance)))
     if curves:
         body.append(page.section("Loss curves", _curves_figure(curves, results, out)))
@@ -84,7 +87,7 @@ def write_report(
     )
     index = out / "index.html"
     write_text(index, page.document(title, lead, body, footer))
-    return index, [*mixed, *([partial] if partial else []), *sentences]
+    return index, [*mixed, *([partial] if partial else []), *sentences, *cut]
 
 
 def _performance_figure(paths: tuple[Path, Path]) -> str:

@@ -40,7 +40,7 @@ def thresholds(results: Sequence[Threshold], best: Mapping[str, AboveChance]) ->
         known = published.get(result.task)
         theirs = ABSENT if known is None else "smooth"
         if known is not None and known.threshold == known.threshold:
-            theirs = f"about {known.threshold:g}"
+            theirs = f"≈\u00a0{known.threshold:g}"
         rows.append(
             [
                 page.text(task_title(result.task)),
@@ -53,7 +53,16 @@ def thresholds(results: Sequence[Threshold], best: Mapping[str, AboveChance]) ->
                 page.text(theirs),
             ]
         )
-    header = ["task", "metric", "chance", "at the lowest loss", "verdict", "η (nats per token)", "why", "Du et al."]
+    header = [
+        "task",
+        "metric",
+        "chance",
+        "at the lowest loss",
+        "verdict",
+        "η (nats per token)",
+        "why",
+        "Du\u00a0et\u00a0al.",
+    ]
     note = (
         "In square brackets 95 % intervals: of a score over rows (Wilson), of η over runs and fits. ▲ above chance, "
         "corrected for the number of tasks. Du et al. 2024 trained 1.5B to 32B models on another corpus with "
@@ -79,7 +88,7 @@ def correlations(results: Sequence[Correlation]) -> str:
                 page.text(f"not computed: {result.reason}" if result.reason else ""),
             ]
         )
-    header = ["task", "metric", "Spearman", "Du et al.", "Pearson", "Du et al.", ""]
+    header = ["task", "metric", "Spearman", "Du\u00a0et\u00a0al.", "Pearson", "Du\u00a0et\u00a0al.", ""]
     runs = max(result.num_runs for result in results)
     note = (
         f"−1: performance rises whenever loss falls. 95 % intervals from draws of whole runs ({runs} here; with fewer "
@@ -87,7 +96,9 @@ def correlations(results: Sequence[Correlation]) -> str:
         "runs, all far above chance on most tasks; intervals were not published. Where no task rises from chance, "
         "a correlation near 0 is what to expect, and one interval in twenty misses 0 by accident."
     )
-    return page.section("Correlation of performance with loss", page.table(header, rows), page.caption(note))
+    return page.section(
+        "Correlation of performance with loss", page.table(header, rows, style="reasons"), page.caption(note)
+    )
 
 
 def _coefficient(value: float, low: float, high: float) -> page.Cell:

@@ -9,13 +9,17 @@ import pandas as pd
 from analysis.chance import AboveChance
 from analysis.correlation import Correlation
 from analysis.figures import short_count, sizes_in_order
-from analysis.names import language_title, task_title
+from analysis.names import in_order, language_title, task_title
 from analysis.result_files import RunState
 from analysis.table import run_ids
 from analysis.threshold import EMERGENT, NOT_REACHED, SMOOTH, UNDECIDED, Threshold
 
 FEW_RUNS = 10
 """Below this, bootstrap intervals over runs are too narrow by enough to say so (docs/methods.md)."""
+
+
+MUCH_TRUNCATED = 0.1
+"""Share of rows cut to the context from which a reader is warned at the top."""
 
 
 def scope(table: pd.DataFrame) -> str:
@@ -51,8 +55,8 @@ def above_chance(results: Sequence[AboveChance]) -> str:
     return f"{where}, {len(above)} of {count_of(len(results), 'task')} {verb} above chance: {'; '.join(scores)}."
 
 
-def verdicts(results: Sequence[Threshold]) -> list[str]:
-    """One sentence for each verdict that occurs, tasks under their first metric."""
+def verdicts(results: Sequence[Threshold], best: Sequence[AboveChance]) -> list[str]:
+    """One sentence for each verdict that occurs, tasks under their first metric; `best`: at the lowest loss."""
     sentences = []
     emergent = [r for r in results if r.verdict == EMERGENT]
     if emergent:
@@ -65,7 +69,16 @@ def verdicts(results: Sequence[Threshold]) -> list[str]:
     if hidden:
         bound = max(r.eta_below for r in hidden)
         names = ", ".join(task_title(r.task) for r in hidden)
-        sentences.append(f"Not reached (a threshold, if there is one, lies below a loss of {bound:.2f}): {names}.")
+        room = max(
+            (at.high - at.chance if at.higher_is_better else at.chance - at.low)
+            for at in best
+            if at.task in {r.task for r in hidden}
+        )
+        sentences.append(
+            f"Not reached (a threshold, if there is one, lies below a loss of {bound:.2f}): {names}. With so many "
+            f"rows, up to {max(0.0, room):.2f} above chance could be there unseen at the lowest loss (upper 95 % "
+            "limit, the widest of these tasks)."
+        )
     undecided = [task_title(r.task) for r in results if r.verdict == UNDECIDED]
     if undecided:
         sentences.append(f"Undecided with these runs and rows: {', '.join(undecided)}.")
@@ -102,6 +115,29 @@ def progress(states: Sequence[RunState]) -> str | None:
     if waiting:
         parts.append(f"{count_of(waiting, 'checkpoint')} not evaluated yet")
     return f"This is a partial grid: {'; '.join(parts)}." if parts else None
+
+
+def short_context(table: pd.DataFrame) -> list[str]:
+    """Which tasks were hardly asked as they should be, because the models' context is short; often empty."""
+    sentences = []
+    tasks = table.groupby("task")
+    if "truncated_rows" in table:
+        cut = (tasks["truncated_rows"].max() / tasks["rows"].max()).dropna()
+        named = [f"{task_title(task)} {100 * cut[task]:.0f} %" for task in in_order(cut.index[cut > MUCH_TRUNCATED])]
+        if named:
+            sentences.append(
+                f"Questions longer than the context, of which only the end was read: {', '.join(named)} of the rows. "
+                "These scores say little about the task."
+            )
+    if "num_fewshot" in table:
+        used, wanted = tasks["num_fewshot_used_mean"].max(), tasks["num_fewshot"].max()
+        named = [task_title(task) for task in in_order(used.index[(wanted > 0) & (used < 1)])]
+        if named:
+            sentences.append(
+                f"Few-shot tasks with fewer than one example in the prompt on average: {', '.join(named)}. They were "
+                "asked zero-shot in effect."
+            )
+    return sentences
 
 
 def mixtures(table: pd.DataFrame) -> list[str]:

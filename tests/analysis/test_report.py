@@ -98,6 +98,15 @@ def test_the_same_grid_gives_the_same_files(tmp_path):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
 
 
+def test_a_context_too_short_for_the_tasks_is_said_at_the_top(tmp_path):
+    results = simulated_grids.table({"mmlu": simulated_grids.flat, "race": simulated_grids.flat}, rows=20)
+    results["num_fewshot_used_mean"] = results["task"].map({"mmlu": 0.3, "race": 1.7})
+    grid = simulated_grids.write_grid(tmp_path / "grid", results.head(2 * 24))
+    _, sentences = report.write_report(grid, tmp_path / "out", replicates=100)
+    assert any("only the end was read: RACE 60 %" in sentence for sentence in sentences)
+    assert any("fewer than one example in the prompt on average: MMLU." in sentence for sentence in sentences)
+
+
 def _change(path, **fields):
     result = json.loads(path.read_text(encoding="utf-8"))
     result["checkpoint"].update(fields)
