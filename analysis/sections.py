@@ -93,7 +93,7 @@ def correlations(results: Sequence[Correlation]) -> str:
     note = (
         f"−1: performance rises whenever loss falls. 95 % intervals from draws of whole runs ({runs} here; with fewer "
         "than about 10 they are rather too narrow). Du et al. 2024, Table 2: checkpoints of their 1.5B, 6B and 32B "
-        "runs, all far above chance on most tasks; intervals were not published. Where no task rises from chance, "
+        "runs; intervals were not published. Where no task rises from chance, "
         "a correlation near 0 is what to expect, and one interval in twenty misses 0 by accident."
     )
     return page.section(
