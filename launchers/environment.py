@@ -73,12 +73,13 @@ def _make(root: Path, venv: Path, checksum: str, lock: int) -> None:
         _empty(venv)
     _check_machine(venv)
     log = venv / "setup.log"
-    print(
-        f"Setting up {venv} with the packages of pyproject.toml, once: about 3 minutes and 2.2 GB\n"
-        f"(more where pip finds the CUDA build of torch). Log: {log}",
-        file=sys.stderr,
-        flush=True,
+    said = (
+        f"Bringing {venv} up to date with pyproject.toml."
+        if (venv / STAMP).exists()
+        else f"Setting up {venv} with the packages of pyproject.toml, once: about 3 minutes and 2.2 GB\n"
+        "(more where pip finds the CUDA build of torch)."
     )
+    print(f"{said} Log: {log}", file=sys.stderr, flush=True)
     (venv / UNFINISHED).touch()
     (venv / STAMP).unlink(missing_ok=True)
     if not (venv / "bin" / "python").exists():

@@ -243,6 +243,8 @@ class LocalExecutor:
                 continue
             _signal_group(process, signal.SIGKILL)
             code = process.popen.wait()
+            # Negative if the supervising process itself was killed.
+            code = code if code >= 0 else 128 - code
             self.processes.remove(process)
             failures = self._settle(process, code)
             self.outcome.failed += failures
@@ -327,7 +329,9 @@ def _signals_interrupt() -> Iterator[None]:
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    # What nohup has set to be ignored stays so.
+    heeded = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heeded}
     try:
         yield
     finally:

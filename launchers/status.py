@@ -5,6 +5,7 @@ bash launchers/slurm_grid.sh --grid recipes/grids/smoke.yaml --status
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import os
@@ -152,7 +153,9 @@ class Notes(Observer):
         """Nothing to note."""
 
     def _write(self) -> None:
-        files.write_json(self._path, self._value)
+        # A full disk is the steps' to report; no run ends for want of a note.
+        with contextlib.suppress(OSError):
+            files.write_json(self._path, self._value)
 
 
 def read_status(grid: Grid, folder: GridDirectory) -> list[RunStatus]:

@@ -23,6 +23,9 @@ from launchers.status import format_duration
 HEARTBEAT_SECONDS = 30.0
 """Off a terminal: time between two lines on how far everything is."""
 
+LINES_PER_HEARTBEAT = 4
+"""Processes that such a line tells of."""
+
 REDRAW_SECONDS = 1.0
 """On a terminal: time between two looks at the files that the steps write."""
 
@@ -91,8 +94,10 @@ class Display(Observer):
             self._estimator.refresh()
         share, eta = self._progress()
         if not self._live:
-            running = "; ".join(self._line(process) for process in executor.processes)
-            self.say(f"{share:.0%} done, about {format_duration(eta)} left; {escape(running)}")
+            lines = [self._line(process) for process in executor.processes[:LINES_PER_HEARTBEAT]]
+            if (more := len(executor.processes) - len(lines)) > 0:
+                lines.append(f"and {more} more")
+            self.say(f"{share:.0%} done, about {format_duration(eta)} left; {escape('; '.join(lines))}")
             return
         self._bar.update(self._total, completed=share, eta=f"about {format_duration(eta)} left")
         lines = Table.grid(padding=(0, 2))

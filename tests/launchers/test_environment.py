@@ -76,7 +76,8 @@ def test_set_up_once_then_again_only_when_it_must(project, tmp_path, capfd):
     (venv / "kept").touch()
     (project / "pyproject.toml").write_text(PYPROJECT + "# changed\n")
     set_up(project, venv)
-    assert "Set up in" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "Bringing" in said and "Set up in" in said
     assert (venv / "kept").exists()
 
     # Interrupted: from nothing.

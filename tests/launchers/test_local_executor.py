@@ -287,6 +287,34 @@ def test_an_interruption_ends_every_process(launcher, tmp_path, number):
     assert (tmp_path / "first").is_file()
 
 
+def test_a_hang_up_that_nohup_ignores_is_ignored(tmp_path):
+    """A launch under nohup goes on when its terminal is closed."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+
+        class HangUp(Observer):
+            def started(self, process) -> None:
+                os.kill(os.getpid(), signal.SIGHUP)
+
+        assert run(write_step(tmp_path, "a"), observers=[HangUp()]).outcome.exit_code == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_killed_supervisor_takes_its_step_along(tmp_path):
+    class KillSupervisor(Observer):
+        def tick(self, executor) -> None:
+            if (tmp_path / "f.pids").is_file() and executor.processes:
+                os.kill(executor.processes[0].popen.pid, signal.SIGKILL)
+
+    outcome = run(family_step(tmp_path, "f"), observers=[KillSupervisor()]).outcome
+    assert "SIGKILL" in outcome.failed[0].message
+    step, child, elsewhere, orphan = (int(pid) for pid in (tmp_path / "f.pids").read_text().split())
+    wait_for(lambda: not any(alive(pid) for pid in (step, child, orphan)), "processes are left")
+    # A session of its own is out of reach of the process group: only a living supervisor ends it.
+    os.kill(elsewhere, signal.SIGKILL)
+
+
 def test_steps_that_ignore_the_request_to_end_are_killed(tmp_path):
     code = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
