@@ -25,6 +25,7 @@ from emergence_eval.fewshot import FittedTask, Window
 from emergence_eval.generation import ATTENTION, greedy
 from emergence_eval.readers.files import LETTERS
 from emergence_eval.results import Metric, RowScore, TaskResult, mean_with_error
+from recipes.cpu import keep_freed_memory
 
 Request = tuple[tuple[str, str], list[int], list[int]]
 """Context and continuation as text, the context's token ids, the continuation's token ids."""
@@ -150,16 +151,13 @@ class CachedHFLM(HFLM):
         return greedy(self.model, self.tokenizer, context, mask, max_length, stop)
 
 
-def default_device() -> str:
-    """cuda where there is a GPU."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def load_model(
     directory: Path, tokenizer_key: str, encodings: Encodings, device: str, dtype: str, batch_size: int
 ) -> CachedHFLM:
     """A causal language model from a Hugging Face directory, through the harness's interface."""
     encodings.use(tokenizer_key)
+    if device == "cpu":
+        keep_freed_memory()
     model = transformers.AutoModelForCausalLM.from_pretrained(
         directory, dtype=getattr(torch, dtype), local_files_only=True
     )

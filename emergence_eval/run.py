@@ -164,13 +164,14 @@ def evaluate_checkpoint(
 ) -> Finished:
     """Evaluate one checkpoint on the tasks that it has no scores for, and write its result file."""
     from emergence_eval import harness
+    from recipes import cpu
 
     asked = job.asked(checkpoint)
     finished = partial.finished_tasks(checkpoint.output, asked, job.hashes)
     missing = [task for task in job.tasks if task.name not in finished]
     bar.update(progress, advance=len(job.tasks) - len(missing))
     name = f"{checkpoint.identity.run} step {checkpoint.identity.step}"
-    device = job.device or harness.default_device()
+    device = job.device or cpu.device().type
     if missing:
         bar.update(progress, description=f"{name}: converting")
         with converted(checkpoint, job.keep_hf) as directory:
