@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -32,34 +34,51 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory) -> Path:
-    """A directory of JSONL documents in two made languages."""
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
+def once(tmp_path_factory, worker_id) -> Callable[[str, Callable[[Path], None]], Path]:
+    """``once(name, make)``: a directory that `make` fills once for all of pytest-xdist's workers."""
+    base = tmp_path_factory.getbasetemp()
+    root = base if worker_id == "master" else base.parent
+
+    def once(name: str, make: Callable[[Path], None]) -> Path:
+        directory, done = root / f"once-{name}", root / f"once-{name}.done"
+        with open(root / f"once-{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                directory.mkdir(exist_ok=True)
+                make(directory)
+                done.touch()
+        return directory
+
+    return once
 
 
 @pytest.fixture(scope="session")
-def smoke_data(corpus, tmp_path_factory) -> Path:
-    """The made corpus, tokenized and encoded for the smoke grid."""
-    directory = tmp_path_factory.mktemp("smoke")
-    tokenizer, data = directory / "tokenizer", directory / "data"
-    run_module("tokenizer.train", "--corpus", corpus, "--out", tokenizer, "--vocab-size", 1024)
-    run_module(
-        "tokenizer.encode", "--corpus", corpus, "--tokenizer", tokenizer, "--out", data, "--heldout-fraction", 0.1
-    )
-    return data
+def smoke_data(once) -> Path:
+    """A made corpus, tokenized and encoded for the smoke grid."""
+
+    def make(directory: Path) -> None:
+        corpus, tokenizer, data = write_corpus(directory / "corpus"), directory / "tokenizer", directory / "data"
+        run_module("tokenizer.train", "--corpus", corpus, "--out", tokenizer, "--vocab-size", 1024)
+        arguments = ["--corpus", corpus, "--tokenizer", tokenizer, "--out", data, "--heldout-fraction", 0.1]
+        run_module("tokenizer.encode", *arguments)
+
+    return once("smoke", make) / "data"
+
+
+LAYOUTS = {
+    "single": [],
+    "tensor_parallel": ["tensor_parallel=2"],
+    "pipeline_parallel": ["pipeline_parallel=2", "micro_batch_size=8"],
+}
 
 
 @pytest.fixture(scope="session")
-def layout_runs(smoke_data, tmp_path_factory) -> dict[str, Path]:
+def layout_runs(once, smoke_data) -> dict[str, Path]:
     """Run directories of the smoke grid's largest run, trained by one process, TP 2 and PP 2."""
-    settings = {
-        "single": [],
-        "tensor_parallel": ["tensor_parallel=2"],
-        "pipeline_parallel": ["pipeline_parallel=2", "micro_batch_size=8"],
-    }
-    runs = {}
-    for name, assignments in settings.items():
-        out = tmp_path_factory.mktemp(name)
-        pretrain("large-40960", out, smoke_data, *assignments, processes=2 if assignments else 1)
-        runs[name] = out / "large-40960"
-    return runs
+
+    def make(directory: Path) -> None:
+        for name, settings in LAYOUTS.items():
+            pretrain("large-40960", directory / name, smoke_data, *settings, processes=2 if settings else 1)
+
+    directory = once("layouts", make)
+    return {name: directory / name / "large-40960" for name in LAYOUTS}

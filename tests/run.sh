@@ -16,7 +16,8 @@ cd "$root"
 "$emergence_python" -m ruff check .
 "$emergence_python" -m ruff format --check .
 status=0
-"$emergence_python" -m pytest "$@" || status=$?
+# A worker a core; tests of one file stay together, for they share what they train.
+"$emergence_python" -m pytest --numprocesses auto --dist loadfile "$@" || status=$?
 # 5: nothing was selected. That is no failure where all that is asked for is the slow tests.
 if ((status == 5)) && [[ "$*" == "-m slow" ]]; then
     status=0
