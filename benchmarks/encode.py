@@ -90,9 +90,9 @@ class PlainEncoder:
         self._tokenizer = tokenizer
         self._code = code
 
-    def encode(self, text: str) -> bytes:
-        """Bytes of the ids of `text`."""
-        return array(self._code, self._tokenizer.encode(text)).tobytes()
+    def encode_all(self, texts: Sequence[str]) -> list[bytes]:
+        """Bytes of the ids of each text."""
+        return [array(self._code, self._tokenizer.encode(text)).tobytes() for text in texts]
 
 
 def _start_plain(tokenizer_directory: Path) -> None:

@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-from tokenizer.documents import BadDocument, Block, parse_block
+from tokenizer.documents import BadDocument, Block, Document, parse_block
 from tokenizer.files import atomic_path
-from tokenizer.words import WordEncoder
+from tokenizer.words import GROUP, WordEncoder
 
 MOST_BAD_LISTED = 100
 """Bad documents that a shard, and a manifest, list one by one; beyond that they are counted."""
@@ -90,6 +90,19 @@ class _Growing:
     bytes: int = 0
 
 
+def _encode_group(
+    group: list[tuple[DataSet, Document]], growing: dict[DataSet, _Growing], encoder: WordEncoder, eod_ids: bytes
+) -> None:
+    encoded = encoder.encode_all([document.text for _, document in group])
+    for (key, document), ids in zip(group, encoded, strict=True):
+        part = growing.get(key)
+        if part is None:
+            part = growing[key] = _Growing(array("i"), [])
+        part.lengths.append((len(ids) + len(eod_ids)) // len(eod_ids))
+        part.ids += (ids, eod_ids)
+        part.bytes += len(document.utf8)
+
+
 def write_shard(
     block: Block, encoder: WordEncoder, eod_ids: bytes, fraction: float, language: str | None, path: Path
 ) -> Header:
@@ -103,7 +116,8 @@ def write_shard(
     growing: dict[DataSet, _Growing] = {}
     names: dict[str, str] = {}
     bad: list[BadDocument] = []
-    num_bad = num_empty = 0
+    num_bad = num_empty = group_size = 0
+    group: list[tuple[DataSet, Document]] = []
     for document in parse_block(block, language):
         if isinstance(document, BadDocument):
             num_bad += 1
@@ -118,13 +132,12 @@ def write_shard(
                 names[name] = directory_name(name)
         split = "heldout" if is_held_out(document.utf8, fraction) else "train"
         key = DataSet(names[document.language], names[document.source], split)
-        part = growing.get(key)
-        if part is None:
-            part = growing[key] = _Growing(array("i"), [])
-        ids = encoder.encode(document.text)
-        part.lengths.append((len(ids) + len(eod_ids)) // len(eod_ids))
-        part.ids += (ids, eod_ids)
-        part.bytes += len(document.utf8)
+        group.append((key, document))
+        group_size += len(document.text)
+        if group_size >= GROUP:
+            _encode_group(group, growing, encoder, eod_ids)
+            group, group_size = [], 0
+    _encode_group(group, growing, encoder, eod_ids)
 
     parts = []
     start = 0

@@ -86,6 +86,12 @@ class Tokenizer:
             raise
         return ids
 
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text: for thousands of words in half the time. (For few it is slower: SentencePiece
+        starts a thread for each batch.)"""
+        batch = self.processor.encode(list(texts), num_threads=1)
+        return [self.encode(text) if SPACE_MARK in text else ids for text, ids in zip(texts, batch, strict=True)]
+
     def text_pieces(self) -> dict[str, int]:
         """The pieces that stand for text, with their ids; a space is " ". Bytes and special ids are not among them."""
         pieces = self.processor.id_to_piece(list(range(self.vocab_size)))
