@@ -220,10 +220,10 @@ def compare_with_megatron(corpus: Path, data: Path, prefix: Path) -> str:
             place[key] += 1
     if number != len(theirs) or outcome["different"]:
         raise SystemExit(f"ids differ in {outcome['different']} documents ({number} sequences of {len(theirs)})")
-    return (
-        f"ids equal Megatron-LM's in {outcome['equal']:,} of {sum(outcome.values()):,} documents; the other "
-        f"{outcome['mark']} hold U+2581, which Megatron-LM (SentencePiece) turns into a space"
-    )
+    sentence = f"ids equal Megatron-LM's in {outcome['equal']:,} of {sum(outcome.values()):,} documents"
+    if outcome["mark"]:
+        sentence += f"; the other {outcome['mark']} hold U+2581, which Megatron-LM (SentencePiece) turns into a space"
+    return sentence
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
