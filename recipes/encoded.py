@@ -102,9 +102,9 @@ def read_data(directory: Path) -> EncodedData:
 
 
 def _fingerprint(content: dict) -> str:
-    """What identifies the data, whoever encoded them: tokenizer, split and the size of each source."""
-    counts = [[it["language"], it["source"], it["split"], it["documents"], it["tokens"]] for it in content["datasets"]]
-    identity = json.dumps([content["tokenizer_sha256"], content["heldout_fraction"], sorted(counts)])
+    """What identifies the data, wherever they lie: the tokenizer and the checksum of each data set's ids."""
+    sets = [[it["language"], it["source"], it["split"], it["sha256"]] for it in content["datasets"]]
+    identity = json.dumps([content["tokenizer_sha256"], sorted(sets)])
     return hashlib.sha256(identity.encode()).hexdigest()
 
 

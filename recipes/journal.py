@@ -57,7 +57,7 @@ class Journal:
         self._tensorboard.close()
 
     def record(self, step: int, result: StepResult, heldout: dict[str, float] | None) -> None:
-        """Add a step; `heldout` holds the losses of `heldout_total` and by language where they were taken."""
+        """Add a step; `heldout` maps `heldout` and `heldout_<language>` to losses, where they were taken."""
         tokens = step * self.settings.tokens_per_step
         rate = self._rate(result.seconds)
         mfu = self._mfu(rate)
@@ -106,7 +106,7 @@ class Journal:
             logger.info("step %d/%d  %s%s  %.0f s left", step, self.settings.num_steps, state, told, left)
 
 
-def final_train_loss(path: Path, settings: RunSettings, step: int) -> float:
+def final_train_loss(path: Path, step: int) -> float:
     """Mean training loss over the last 1 % of the tokens up to `step`, at least one step (Du et al. plot a
     checkpoint's training loss; the window is *ours*)."""
     window = max(1, round(0.01 * step))

@@ -175,7 +175,7 @@ def _manifest(
     losses = dict(losses)
     if journal:
         journal.sync()
-        losses["train"] = final_train_loss(journal.path, settings, step)
+        losses["train"] = final_train_loss(journal.path, step)
     tokens = step * settings.tokens_per_step
     return checkpoint.Manifest(
         grid=grid,
