@@ -12,7 +12,7 @@ import torch.distributed
 from megatron.core import parallel_state, tensor_parallel
 
 from recipes import cpu
-from recipes.parallel import world_size
+from recipes.layout import world_size
 from recipes.settings import RunSettings
 
 _TIMEOUT = timedelta(minutes=30)

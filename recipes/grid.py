@@ -169,11 +169,20 @@ _NUMBER_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or 
 def _typed(name: str, value: Any) -> Any:
     """`value` as the type of the setting `name`."""
     wanted = str(_FIELDS[name].type)
-    if wanted.startswith("dict"):
+    if wanted.startswith("tuple"):
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(_as(name, "int", item) for item in items)
+    if wanted.startswith("dict[str, dict"):
         if not isinstance(value, Mapping):
-            raise UserError(f"{name} is {value!r}; it must map languages to weights, as {{en: 4, zh: 1}}")
-        return {str(key): _as(f"{name}.{key}", "float", weight) for key, weight in value.items()}
-    return _as(name, wanted, value)
+            raise UserError(f"{name} is {value!r}; it must map languages to sources, as {{en: {{web: 4, books: 1}}}}")
+        return {str(key): _weights(f"{name}.{key}", weights) for key, weights in value.items()}
+    return _weights(name, value) if wanted.startswith("dict") else _as(name, wanted, value)
+
+
+def _weights(name: str, value: Any) -> dict[str, float]:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{name} is {value!r}; it must map names to weights, as {{en: 4, zh: 1}}")
+    return {str(key): _as(f"{name}.{key}", "float", weight) for key, weight in value.items()}
 
 
 def _as(name: str, wanted: str, value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from recipes import cpu
-from recipes.parallel import world_size
+from recipes.layout import world_size
 
 PEAK_BF16_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}
 """Dense bf16 FLOP/s of the SXM parts (NVIDIA's data sheets), by a part of the device's name."""

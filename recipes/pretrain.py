@@ -27,19 +27,16 @@ from typing import Any
 
 import yaml
 
-from recipes import checkpoint, encoded, parallel
+from recipes import checkpoint, encoded, layout
 from recipes.encoded import EncodedData
 from recipes.grid import load_grid, override
 from recipes.provenance import git_revision, versions
-from recipes.settings import RunSettings, format_count
+from recipes.settings import LAYOUT_SETTINGS, OPERATION_SETTINGS, RunSettings, format_count
 from tokenizer import cli
 from tokenizer.cli import UserError
 from tokenizer.files import write_text
 
 logger = logging.getLogger("recipes.pretrain")
-
-_LAYOUT = {"tensor_parallel", "pipeline_parallel", "distributed_optimizer", "micro_batch_size"}
-"""Settings that a resumed run may change: they do not change what is computed."""
 
 
 def describe(name: str, settings: RunSettings) -> str:
@@ -92,7 +89,7 @@ def train(grid: str, name: str, settings: RunSettings, directory: Path, data_dir
 
     Raises UserError where the data, the layout or an earlier start of the run do not fit the settings.
     """
-    parallel.data_parallel_size(settings)
+    layout.data_parallel_size(settings)
     data = encoded.read_data(data_directory)
     encoded.check(data, settings)
     writes = int(os.environ.get("RANK", "0")) == 0
@@ -226,7 +223,7 @@ def _check_same_run(directory: Path, settings: RunSettings, data: EncodedData) -
     before = yaml.safe_load(path.read_text(encoding="utf-8"))
     now = {**dataclasses.asdict(settings), "data_fingerprint": data.fingerprint}
     then = {**before["settings"], "data_fingerprint": before["data"]["fingerprint"]}
-    changed = [key for key in now if key not in _LAYOUT and now[key] != then.get(key)]
+    changed = [key for key in now if key not in LAYOUT_SETTINGS | OPERATION_SETTINGS and now[key] != then.get(key)]
     if changed:
         key = changed[0]
         raise UserError(
@@ -245,7 +242,7 @@ def _write_run_file(directory: Path, grid: str, name: str, settings: RunSettings
             "fingerprint": data.fingerprint,
             "tokenizer_sha256": data.tokenizer_sha256,
         },
-        "processes": parallel.world_size(),
+        "processes": layout.world_size(),
         "git_revision": git_revision(),
         "versions": versions(),
         "command": sys.argv,

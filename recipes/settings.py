@@ -11,10 +11,40 @@ import math
 import re
 from dataclasses import dataclass, field
 
+from recipes import layout
+from recipes.layout import divisors
 from tokenizer.cli import UserError
 
-PRECISIONS = ("fp32", "bf16")
-"""Training precisions that `recipes.model` can build."""
+PRECISIONS = ("fp32", "bf16", "fp8", "fp8-emulated")
+"""Training precisions; `recipes.precision` says what each needs of the hardware."""
+
+FP8_RECIPES = ("delayed", "tensorwise", "blockwise", "mxfp8")
+"""Scaling recipes of Transformer Engine, by Megatron-Core's names."""
+
+RECOMPUTE = ("none", "selective", "full")
+"""What the backward pass computes again instead of keeping: nothing, the attention core, or whole layers."""
+
+LAYOUT_SETTINGS = frozenset(
+    {
+        "tensor_parallel",
+        "pipeline_parallel",
+        "virtual_pipeline_parallel",
+        "first_stage_layers",
+        "last_stage_layers",
+        "embedding_and_loss_as_layers",
+        "context_parallel",
+        "sequence_parallel",
+        "distributed_optimizer",
+        "micro_batch_size",
+        "recompute",
+    }
+)
+"""Settings that spread a run over processes; they do not change what is computed, beyond rounding."""
+
+OPERATION_SETTINGS = frozenset(
+    {"save_every_minutes", "async_save", "keep_optimizer_states", "max_loss_jump", "skip_steps"}
+)
+"""Settings of how a run is kept alive, which a resumed run may change."""
 
 RESERVED_RUN_NAMES = frozenset({"tokenizer", "data", "report", "logs"})
 """Names of the other directories beside the runs in a grid's directory."""
@@ -22,6 +52,19 @@ RESERVED_RUN_NAMES = frozenset({"tokenizer", "data", "report", "logs"})
 ROUNDING_TOLERANCE = 0.005
 """A token budget may differ from a whole number of steps by this share. *Ours*: the paper prints budgets
 such as 67B that are no whole number of its steps (1152 x 2048 tokens)."""
+
+_MAY_BE_ZERO = {
+    *("warmup_steps", "warmup_ratio", "weight_decay", "seed", "min_learning_rate_ratio"),
+    *("first_stage_layers", "last_stage_layers", "fp8_bf16_layers"),
+    *("save_every_minutes", "keep_optimizer_states", "max_loss_jump"),
+}
+
+_CHOICES = {
+    "precision": PRECISIONS,
+    "fp8_recipe": FP8_RECIPES,
+    "fp8_format": ("hybrid", "e4m3"),
+    "recompute": RECOMPUTE,
+}
 
 _MAGNITUDES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
@@ -112,7 +155,17 @@ class RunSettings:
     seed: int = 1234
     """Seed of the weights and of the order of the data."""
     precision: str = "fp32"
-    """fp32 or bf16."""
+    """fp32, bf16, fp8 (Transformer Engine, on a GPU) or fp8-emulated (rounded to FP8 values, on a CPU)."""
+    fp8_recipe: str = "tensorwise"
+    """How FP8 values are scaled: delayed, tensorwise (per-tensor current), blockwise or mxfp8."""
+    fp8_format: str = "hybrid"
+    """hybrid (E4M3 forward, E5M2 for gradients) or e4m3 (all)."""
+    fp8_amax_history: int = 1024
+    """Steps whose largest values set the scale of the delayed recipe."""
+    fp8_bf16_layers: int = 0
+    """Layers at each end of the stack that stay in bf16."""
+    fp8_params: bool = False
+    """Keep the weights in FP8 as well, with fp32 masters in the optimizer."""
 
     num_checkpoints: int = 1
     """Checkpoints of the run, evenly spaced; the last is the final one."""
@@ -120,62 +173,84 @@ class RunSettings:
     """Held-out sequences a language whose mean loss is taken at each checkpoint."""
     languages: dict[str, float] = field(default_factory=lambda: {"en": 4.0, "zh": 1.0})
     """Mixture of languages in tokens, as weights (the paper's 4:1)."""
+    source_weights: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Mixture of the sources within a language in tokens, as weights; a language that is not named takes its
+    sources in proportion to their tokens."""
 
     tensor_parallel: int = 1
     """Ranks that share each layer."""
     pipeline_parallel: int = 1
     """Ranks that share the stack of layers."""
+    virtual_pipeline_parallel: int = 1
+    """Chunks of layers a pipeline rank holds (the interleaved schedule of Narayanan et al. 2021, §2.2)."""
+    first_stage_layers: int = 0
+    """Layers of the first pipeline stage; 0 for as many as the others."""
+    last_stage_layers: int = 0
+    """Layers of the last pipeline stage; 0 for as many as the others."""
+    embedding_and_loss_as_layers: bool = False
+    """Count the embedding and the output layer as one layer each when the stack is cut into stages."""
+    context_parallel: int = 1
+    """Ranks that share each sequence."""
+    sequence_parallel: bool = False
+    """Share the activations between the tensor-parallel layers along the sequence (Korthikanti et al. 2022)."""
     distributed_optimizer: bool = False
     """Shard the optimizer's state over the data-parallel replicas."""
+    recompute: str = "none"
+    """Activations computed again in the backward pass: none, selective (the attention core) or full (layers)."""
+
+    save_every_minutes: float = 10.0
+    """Longest time between two states that a run can resume from; 0 for those at the checkpoints alone."""
+    async_save: bool = False
+    """Write checkpoints while training goes on."""
+    keep_optimizer_states: int = 2
+    """Newest checkpoints that keep their optimizer state; 0 for all."""
+    max_loss_jump: float = 0.0
+    """Stop when a step's loss is this many nats above the mean of the steps before it; 0 for never. A loss that
+    is not finite always stops the run."""
+    skip_steps: tuple[int, ...] = ()
+    """Steps whose batch is passed over without an update."""
 
     def __post_init__(self) -> None:
         self._check_positive()
         self._check_shape()
         self._check_schedule()
+        layout.check(self)
 
     def _check_positive(self) -> None:
-        may_be_zero = {"warmup_steps", "warmup_ratio", "weight_decay", "seed", "min_learning_rate_ratio"}
         for name, value in vars(self).items():
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
-            if value < 0 or (value == 0 and name not in may_be_zero) or not math.isfinite(value):
-                raise UserError(f"{name} is {value}; it must be {'at least' if name in may_be_zero else 'above'} 0")
-        if self.precision not in PRECISIONS:
-            raise UserError(f"precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
+            if value < 0 or (value == 0 and name not in _MAY_BE_ZERO) or not math.isfinite(value):
+                raise UserError(f"{name} is {value}; it must be {'at least' if name in _MAY_BE_ZERO else 'above'} 0")
+        for name, choices in _CHOICES.items():
+            if (value := getattr(self, name)) not in choices:
+                raise UserError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
         if not self.languages or any(weight <= 0 for weight in self.languages.values()):
             raise UserError(f"languages is {dict(self.languages)}; give each language a weight above 0, as en: 4")
+        for language, weights in self.source_weights.items():
+            if language not in self.languages:
+                raise UserError(f"source_weights names the language {language!r}, languages does not; add it there")
+            if not weights or any(weight <= 0 for weight in weights.values()):
+                raise UserError(f"source_weights.{language} is {weights}; give each source a weight above 0")
 
     def _check_shape(self) -> None:
-        heads, groups, tensor = self.num_attention_heads, self.num_query_groups, self.tensor_parallel
+        heads, groups = self.num_attention_heads, self.num_query_groups
         if heads % groups:
             raise UserError(
                 f"{heads} attention heads do not divide into {groups} query groups; "
-                f"{_divisors(heads)} query groups would"
+                f"{divisors(heads)} query groups would"
             )
         if (rotary := self.kv_channels * self.rotary_percent) % 2:
             raise UserError(
                 f"rotary_percent {self.rotary_percent} of kv_channels {self.kv_channels} is {rotary:g} dimensions; "
                 "rotary embedding turns an even number of them"
             )
-        for value, what in (
-            (groups, "query groups"),
-            (heads, "attention heads"),
-            (self.ffn_hidden_size, "feed-forward channels"),
-            (self.padded_vocab_size, "rows of the padded vocabulary"),
-        ):
-            if value % tensor:
-                raise UserError(f"{value} {what} do not divide over tensor_parallel={tensor}; {_divisors(value)} would")
-        if self.num_layers % self.pipeline_parallel:
-            raise UserError(
-                f"{self.num_layers} layers do not divide over pipeline_parallel={self.pipeline_parallel}; "
-                f"{_divisors(self.num_layers)} would"
-            )
 
     def _check_schedule(self) -> None:
         if self.global_batch_size % self.micro_batch_size:
             raise UserError(
                 f"global_batch_size {self.global_batch_size} is no multiple of micro_batch_size "
-                f"{self.micro_batch_size}; {_divisors(self.global_batch_size)} would divide it"
+                f"{self.micro_batch_size}; {divisors(self.global_batch_size)} would divide it"
             )
         whole = self.num_steps * self.tokens_per_step
         if abs(whole - self.tokens) > ROUNDING_TOLERANCE * self.tokens:
@@ -247,8 +322,3 @@ class RunSettings:
         query = self.num_attention_heads * self.kv_channels
         attention = self.num_layers * 2 * query * (self.sequence_length + 1) / 2
         return 6.0 * (matrices + attention) * tokens
-
-
-def _divisors(number: int) -> str:
-    divisors = [str(d) for d in range(1, min(number, 128) + 1) if number % d == 0]
-    return " or ".join(filter(None, [", ".join(divisors[:-1]), divisors[-1]]))
