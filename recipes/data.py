@@ -1,8 +1,8 @@
 """The data of a run: Megatron-Core's blend of the encoded sources, and the held-out sample.
 
-Sources are weighted by their tokens within a language, languages by the run's mixture (the paper's 4:1). A
-sample's place in the run depends on the seed and the step alone, so that a resumed run sees each sample once
-and another number of data-parallel replicas sees the same batches.
+`recipes.mixture` says which sources in which shares. A sample's place in the run depends on the seed and the
+step alone, so that a resumed run sees each sample once and another number of data-parallel replicas, or
+another micro-batch size, sees the same batches.
 """
 
 from __future__ import annotations
@@ -10,20 +10,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy
 import torch
 from megatron.core import parallel_state
+from megatron.core.datasets.blended_dataset import BlendedDataset
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from megatron.core.utils import get_batch_on_this_cp_rank
 
-from recipes import cpu
-from recipes.encoded import EncodedData, Source
+from recipes import cpu, mixture
+from recipes.encoded import EncodedData
+from recipes.mixture import Blend
 from recipes.settings import RunSettings
 
-HELDOUT_SEED = 2403
-"""Seed of the held-out sample: one for every run, so that their losses compare."""
-
+_SPLITS = {"train": 0, "heldout": 1}
 _NO_CACHE = ""
 """Megatron-Core's index cache is built in memory: a file half written by a killed run would be read as whole."""
+
+_COUNTED_AT_ONCE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -36,15 +40,58 @@ class _Ids:
     unique_identifiers: dict
 
 
-def _build(
-    data: EncodedData, sources: list[Source], weights: list[float], split: int, samples: int, length: int, seed: int
-) -> torch.utils.data.Dataset:
-    blend: list = [None, None, None]
-    blend[split] = ([str(it.prefix) for it in sources], weights)
+@dataclass(frozen=True)
+class SourceTokens:
+    """Tokens of one source that a run has trained on."""
+
+    language: str
+    source: str
+    tokens: int
+
+
+class BlendedSamples(torch.utils.data.Dataset):
+    """Megatron-Core's dataset of a blend, which also knows where its samples come from."""
+
+    def __init__(self, data: EncodedData, blend: Blend):
+        self.blend = blend
+        self._samples = _build(data, blend)
+        self._counted = 0
+        self._counts = numpy.zeros(len(blend.sources), dtype=numpy.int64)
+
+    def __len__(self) -> int:
+        # Of a single source Megatron-Core gives all whole epochs, more than was asked for.
+        return len(self._samples) if isinstance(self._samples, BlendedDataset) else self.blend.samples
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self._samples[index]
+
+    def count_sources(self, first: int, last: int) -> numpy.ndarray:
+        """Samples of each source, in the blend's order, among the samples from `first` to before `last`: [sources]."""
+        if not isinstance(self._samples, BlendedDataset):
+            return numpy.array([last - first], dtype=numpy.int64)
+        counts = numpy.zeros(len(self.blend.sources), dtype=numpy.int64)
+        for start in range(first, last, _COUNTED_AT_ONCE):
+            part = self._samples.dataset_index[start : min(start + _COUNTED_AT_ONCE, last)]
+            counts += numpy.bincount(part, minlength=len(counts))
+        return counts
+
+    def count_sources_until(self, last: int) -> numpy.ndarray:
+        """`count_sources` from the first sample, at the cost of what is new since the last call."""
+        if last < self._counted:
+            self._counted, self._counts = 0, numpy.zeros_like(self._counts)
+        self._counts = self._counts + self.count_sources(self._counted, last)
+        self._counted = last
+        return self._counts
+
+
+def _build(data: EncodedData, blend: Blend) -> torch.utils.data.Dataset:
+    split = _SPLITS[blend.split]
+    prefixes: list = [None, None, None]
+    prefixes[split] = ([str(it.prefix) for it in blend.sources], list(blend.weights))
     config = GPTDatasetConfig(
-        random_seed=seed,
-        sequence_length=length,
-        blend_per_split=blend,
+        random_seed=blend.seed,
+        sequence_length=blend.sequence_length,
+        blend_per_split=prefixes,
         path_to_cache=_NO_CACHE,
         tokenizer=_Ids(data.eod_id, data.pad_id, data.vocab_size, {"sha256": data.tokenizer_sha256}),
         reset_position_ids=False,
@@ -53,33 +100,43 @@ def _build(
         create_attention_mask=False,
     )
     sizes: list = [None, None, None]
-    sizes[split] = samples
+    sizes[split] = blend.samples
     return BlendedMegatronDatasetBuilder(GPTDataset, sizes, lambda: True, config).build()[split]
 
 
-def training_set(data: EncodedData, settings: RunSettings) -> torch.utils.data.Dataset:
+def training_set(data: EncodedData, settings: RunSettings) -> BlendedSamples:
     """The blend that the run reads from its first step to its last, in order."""
-    sources, weights = [], []
-    total = sum(settings.languages.values())
-    for language, ratio in settings.languages.items():
-        found = data.select(language, "train")
-        tokens = sum(it.tokens for it in found)
-        sources += found
-        weights += [ratio / total * it.tokens / tokens for it in found]
-    samples = settings.num_steps * settings.global_batch_size
-    return _build(data, sources, weights, 0, samples, settings.sequence_length, settings.seed)
+    return BlendedSamples(data, mixture.training_blend(data, settings))
 
 
-def heldout_sets(data: EncodedData, settings: RunSettings) -> dict[str, torch.utils.data.Dataset]:
-    """The fixed held-out sample of each language: at most `heldout_sequences`, no token twice."""
-    sets = {}
-    for language in settings.languages:
-        found = data.select(language, "heldout")
-        tokens = sum(it.tokens for it in found)
-        samples = data.heldout_samples(language, settings)
-        weights = [it.tokens / tokens for it in found]
-        sets[language] = _build(data, found, weights, 1, samples, settings.sequence_length, HELDOUT_SEED)
-    return sets
+def heldout_sets(data: EncodedData, settings: RunSettings) -> dict[str, BlendedSamples]:
+    """The fixed held-out sample of each language: `heldout_sequences`, or as many as there are."""
+    return {
+        language: BlendedSamples(data, mixture.heldout_blend(data, settings, language))
+        for language in settings.languages
+    }
+
+
+def consumed(dataset: BlendedSamples, settings: RunSettings, data: EncodedData, step: int) -> list[SourceTokens]:
+    """The tokens of each source that the run has trained on after `step` steps, exactly: the samples of the steps
+    that were not skipped, counted in the blend's index."""
+    batch = settings.global_batch_size
+    counts = dataset.count_sources_until(step * batch).copy()
+    for skipped in {it for it in settings.skip_steps if it <= step}:
+        counts -= dataset.count_sources((skipped - 1) * batch, skipped * batch)
+    return [
+        SourceTokens(it.language, it.source, int(count) * settings.sequence_length)
+        for it, count in zip(dataset.blend.sources, counts, strict=True)
+    ]
+
+
+def micro_batch_samples(first: int, count: int, micro_batch_size: int, replica: int, replicas: int) -> Iterator[range]:
+    """The samples of each micro-batch that a replica takes of the global batch ``first`` to ``first + count``.
+
+    Micro-batches are dealt to the replicas in turn, so that all replicas together take every sample once.
+    """
+    for start in range(first + replica * micro_batch_size, first + count, replicas * micro_batch_size):
+        yield range(start, start + micro_batch_size)
 
 
 def micro_batches(
@@ -87,14 +144,17 @@ def micro_batches(
 ) -> Iterator[dict[str, torch.Tensor]]:
     """This replica's share of the samples ``first`` to ``first + count``, in micro-batches.
 
-    Each is a dict of [micro_batch_size, sequence_length] tensors: tokens, labels, loss_mask, position_ids.
-    Samples beyond the end of the dataset stand in with a loss mask of zeros, so that every replica takes part.
+    Each is a dict of [micro_batch_size, sequence_length] tensors: tokens, labels, loss_mask, position_ids. With
+    context parallelism each rank gets two slices of every sequence, sequence_length / context_parallel in all,
+    as Megatron-Core shares causal attention out. Samples beyond the end of the dataset stand in with a loss mask
+    of zeros, so that every replica takes part.
     """
     replica = parallel_state.get_data_parallel_rank()
     replicas = parallel_state.get_data_parallel_world_size()
-    for start in range(first + replica * micro_batch_size, first + count, replicas * micro_batch_size):
-        samples = [_sample(dataset, index) for index in range(start, start + micro_batch_size)]
-        yield {key: torch.stack([sample[key] for sample in samples]).to(cpu.device()) for key in samples[0]}
+    for indices in micro_batch_samples(first, count, micro_batch_size, replica, replicas):
+        samples = [_sample(dataset, index) for index in indices]
+        batch = {key: torch.stack([sample[key] for sample in samples]).to(cpu.device()) for key in samples[0]}
+        yield get_batch_on_this_cp_rank(batch)
 
 
 def _sample(dataset: torch.utils.data.Dataset, index: int) -> dict[str, torch.Tensor]:
