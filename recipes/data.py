@@ -7,8 +7,9 @@ another micro-batch size, sees the same batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy
 import torch
@@ -16,16 +17,18 @@ from megatron.core import parallel_state
 from megatron.core.datasets.blended_dataset import BlendedDataset
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.utils import get_batch_on_this_cp_rank
 
-from recipes import cpu, mixture
+from recipes import cpu, index_cache, mixture
 from recipes.encoded import EncodedData
 from recipes.mixture import Blend
 from recipes.settings import RunSettings
 
 _SPLITS = {"train": 0, "heldout": 1}
-_NO_CACHE = ""
-"""Megatron-Core's index cache is built in memory: a file half written by a killed run would be read as whole."""
+_IN_MEMORY = ""
+"""Instead of a directory of index files: Megatron-Core then builds the index in memory. Left to write its own
+files, it would read one half written by a killed run as whole."""
 
 _COUNTED_AT_ONCE = 1 << 24
 
@@ -49,12 +52,39 @@ class SourceTokens:
     tokens: int
 
 
+@dataclass
+class _Config(GPTDatasetConfig):
+    """Megatron-Core's settings of a dataset, and where the prefixes, which are relative, lie: the names of the index
+    files are hashes of the prefixes, and the data may be moved."""
+
+    directory: Path = Path()
+    advance: Callable[[int], None] | None = None
+    """Told of the samples of each source that has been indexed."""
+
+
+class _SourceSamples(GPTDataset):
+    """The samples of one source."""
+
+    def __init__(self, *arguments: object):
+        super().__init__(*arguments)
+        if self.config.advance is not None:
+            self.config.advance(self.num_samples)
+
+    @staticmethod
+    def build_low_level_dataset(dataset_path: str, config: _Config) -> IndexedDataset:
+        return GPTDataset.build_low_level_dataset(str(config.directory / dataset_path), config)
+
+
 class BlendedSamples(torch.utils.data.Dataset):
-    """Megatron-Core's dataset of a blend, which also knows where its samples come from."""
+    """Megatron-Core's dataset of a blend, which also knows where its samples come from.
+
+    The index that `recipes.index_cache` has built is mapped into memory; without one it is built there.
+    """
 
     def __init__(self, data: EncodedData, blend: Blend):
         self.blend = blend
-        self._samples = _build(data, blend)
+        index = index_cache.find(data, blend)
+        self._samples = _build(data, blend, str(index) if index else _IN_MEMORY)
         self._counted = 0
         self._counts = numpy.zeros(len(blend.sources), dtype=numpy.int64)
 
@@ -84,15 +114,25 @@ class BlendedSamples(torch.utils.data.Dataset):
         return self._counts
 
 
-def _build(data: EncodedData, blend: Blend) -> torch.utils.data.Dataset:
+def write_index(data: EncodedData, blend: Blend, directory: Path, advance: Callable[[int], None]) -> None:
+    """Write Megatron-Core's index files of a blend into an empty directory, telling `advance` of the samples of each
+    source that is done. Needs a process group."""
+    _build(data, blend, str(directory), advance)
+
+
+def _build(
+    data: EncodedData, blend: Blend, cache: str, advance: Callable[[int], None] | None = None
+) -> torch.utils.data.Dataset:
     split = _SPLITS[blend.split]
     prefixes: list = [None, None, None]
-    prefixes[split] = ([str(it.prefix) for it in blend.sources], list(blend.weights))
-    config = GPTDatasetConfig(
+    prefixes[split] = ([it.prefix.relative_to(data.directory).as_posix() for it in blend.sources], list(blend.weights))
+    config = _Config(
+        directory=data.directory,
+        advance=advance,
         random_seed=blend.seed,
         sequence_length=blend.sequence_length,
         blend_per_split=prefixes,
-        path_to_cache=_NO_CACHE,
+        path_to_cache=cache,
         tokenizer=_Ids(data.eod_id, data.pad_id, data.vocab_size, {"sha256": data.tokenizer_sha256}),
         reset_position_ids=False,
         reset_attention_mask=False,
@@ -101,7 +141,7 @@ def _build(data: EncodedData, blend: Blend) -> torch.utils.data.Dataset:
     )
     sizes: list = [None, None, None]
     sizes[split] = blend.samples
-    return BlendedMegatronDatasetBuilder(GPTDataset, sizes, lambda: True, config).build()[split]
+    return BlendedMegatronDatasetBuilder(_SourceSamples, sizes, lambda: True, config).build()[split]
 
 
 def training_set(data: EncodedData, settings: RunSettings) -> BlendedSamples:
