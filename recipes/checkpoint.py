@@ -13,6 +13,7 @@ import json
 import logging
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,9 +134,9 @@ def latest(run_directory: Path) -> Manifest | None:
     return None
 
 
-def model_state(module: Any) -> dict[str, Any]:
-    """The sharded state of this rank's part of the model, under NeMo's names."""
-    return module.sharded_state_dict(prefix=KEY_PREFIX)
+def model_state(modules: Sequence[Any]) -> dict[str, Any]:
+    """The sharded state of this rank's part of the model, under NeMo's names: ``model<i>`` for its i-th chunk."""
+    return {f"model{index}": module.sharded_state_dict(prefix=KEY_PREFIX) for index, module in enumerate(modules)}
 
 
 def save(run_directory: Path, trainer: Trainer, manifest: Manifest, tokenizer: Path) -> None:
@@ -151,7 +152,7 @@ def save(run_directory: Path, trainer: Trainer, manifest: Manifest, tokenizer: P
         for name in (WEIGHTS, OPTIMIZER):
             (aside / name).mkdir(parents=True)
     torch.distributed.barrier()
-    model = model_state(trainer.module)
+    model = model_state(trainer.modules)
     dist_checkpointing.save(model, str(aside / WEIGHTS))
     dist_checkpointing.save(_training_state(trainer, loading=False), str(aside / OPTIMIZER))
     torch.distributed.barrier()
@@ -172,8 +173,10 @@ def load(run_directory: Path, trainer: Trainer, step: int) -> None:
     from megatron.core import dist_checkpointing
 
     directory = step_directory(run_directory, step)
-    weights = dist_checkpointing.load(model_state(trainer.module), str(directory / WEIGHTS))
-    trainer.module.load_state_dict({key.removeprefix(KEY_PREFIX): value for key, value in weights.items()})
+    weights = dist_checkpointing.load(model_state(trainer.modules), str(directory / WEIGHTS))
+    for index, module in enumerate(trainer.modules):
+        chunk = weights[f"model{index}"]
+        module.load_state_dict({key.removeprefix(KEY_PREFIX): value for key, value in chunk.items()})
     state = dist_checkpointing.load(_training_state(trainer, loading=True), str(directory / OPTIMIZER))
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.scheduler.load_state_dict(state["scheduler"])
@@ -181,7 +184,7 @@ def load(run_directory: Path, trainer: Trainer, step: int) -> None:
 
 def _training_state(trainer: Trainer, *, loading: bool) -> dict[str, Any]:
     """What resuming needs beside the weights. There is no dropout, so no random state is used in training."""
-    model = model_state(trainer.module)
+    model = model_state(trainer.modules)
     return {
         "optimizer": trainer.optimizer.sharded_state_dict(model, is_loading=loading, metadata=_OPTIMIZER_METADATA),
         "scheduler": trainer.scheduler.state_dict(),

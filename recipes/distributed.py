@@ -34,6 +34,10 @@ def process_groups(settings: RunSettings) -> Iterator[None]:
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=settings.tensor_parallel,
             pipeline_model_parallel_size=settings.pipeline_parallel,
+            virtual_pipeline_model_parallel_size=(
+                settings.virtual_pipeline_parallel if settings.virtual_pipeline_parallel > 1 else None
+            ),
+            context_parallel_size=settings.context_parallel,
         )
         tensor_parallel.model_parallel_cuda_manual_seed(settings.seed)
         yield

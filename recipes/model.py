@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 from megatron.core.models.gpt import GPTModel
@@ -30,8 +32,8 @@ _SCALED_OUTPUTS = ("linear_proj.weight", "linear_fc2.weight")
 _NORMS = ("layernorm.weight", "layer_norm_weight")
 
 
-def layer_spec(config: TransformerConfig) -> ModuleSpec | TransformerBlockSubmodules:
-    """What this rank's layers are made of: Transformer Engine's modules on a GPU, local ones without."""
+def layer_spec(config: TransformerConfig, chunk: int | None = None) -> ModuleSpec | TransformerBlockSubmodules:
+    """What the layers of this rank's model chunk are made of: Transformer Engine's on a GPU, local ones without."""
     if cpu.has_gpu():
         return get_gpt_layer_with_transformer_engine_spec()
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
@@ -39,7 +41,7 @@ def layer_spec(config: TransformerConfig) -> ModuleSpec | TransformerBlockSubmod
     layer.input_layernorm = layer.pre_mlp_layernorm = RMSNorm
     layer.self_attention.submodules.core_attention = TorchAttention
     layer.mlp.submodules.activation_func = SwiGLU
-    return TransformerBlockSubmodules(layer_specs=[spec] * get_num_layers_to_build(config), layer_norm=RMSNorm)
+    return TransformerBlockSubmodules(layer_specs=[spec] * get_num_layers_to_build(config, chunk), layer_norm=RMSNorm)
 
 
 def transformer_config(settings: RunSettings) -> TransformerConfig:
@@ -71,6 +73,17 @@ def transformer_config(settings: RunSettings) -> TransformerConfig:
         pipeline_dtype=torch.bfloat16 if bf16 else torch.float32,
         tensor_model_parallel_size=settings.tensor_parallel,
         pipeline_model_parallel_size=settings.pipeline_parallel,
+        virtual_pipeline_model_parallel_size=_unless(settings.virtual_pipeline_parallel, 1),
+        num_layers_in_first_pipeline_stage=_unless(settings.first_stage_layers, 0),
+        num_layers_in_last_pipeline_stage=_unless(settings.last_stage_layers, 0),
+        # In batches, two stages would mix up what they send each other for one chunk and for another.
+        overlap_p2p_comm=settings.virtual_pipeline_parallel > 1,
+        batch_p2p_comm=settings.virtual_pipeline_parallel == 1,
+        account_for_embedding_in_pipeline_split=settings.embedding_and_loss_as_layers,
+        account_for_loss_in_pipeline_split=settings.embedding_and_loss_as_layers,
+        context_parallel_size=settings.context_parallel,
+        sequence_parallel=settings.sequence_parallel,
+        **_RECOMPUTE[settings.recompute],
         gradient_accumulation_fusion=False,
         persist_layer_norm=False,
         cross_entropy_loss_fusion=cpu.has_gpu(),
@@ -78,20 +91,42 @@ def transformer_config(settings: RunSettings) -> TransformerConfig:
     )
 
 
+_RECOMPUTE: dict[str, dict[str, Any]] = {
+    "none": {},
+    "mlp": {"recompute_granularity": "selective", "recompute_modules": ["mlp"]},
+    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
+
+
+def _unless(value: int, neutral: int) -> int | None:
+    """`value`, or None, as Megatron-Core writes it, where it changes nothing."""
+    return None if value == neutral else value
+
+
 def _leave(weight: torch.Tensor) -> torch.Tensor:
     return weight
 
 
-def build_model(settings: RunSettings, *, pre_process: bool = True, post_process: bool = True) -> GPTModel:
-    """This rank's part of a run's model with its initial weights. Needs `recipes.distributed.start` first."""
+def build_model(settings: RunSettings) -> list[GPTModel]:
+    """This rank's part of a run's model with its initial weights: a model for each of its virtual pipeline stages.
+
+    Needs `recipes.distributed.process_groups`.
+    """
     config = transformer_config(settings)
+    if settings.virtual_pipeline_parallel == 1:
+        return [_build_chunk(settings, config, None)]
+    return [_build_chunk(settings, config, chunk) for chunk in range(settings.virtual_pipeline_parallel)]
+
+
+def _build_chunk(settings: RunSettings, config: TransformerConfig, chunk: int | None) -> GPTModel:
     model = (GPTModel if cpu.has_gpu() else LocalGPTModel)(
         config=config,
-        transformer_layer_spec=layer_spec(config),
+        transformer_layer_spec=layer_spec(config, chunk),
         vocab_size=settings.padded_vocab_size,
         max_sequence_length=settings.sequence_length,
-        pre_process=pre_process,
-        post_process=post_process,
+        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=chunk),
+        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=chunk),
+        vp_stage=chunk,
         share_embeddings_and_output_weights=False,
         position_embedding_type="rope",
         rotary_percent=settings.rotary_percent,

@@ -21,8 +21,9 @@ PRECISIONS = ("fp32", "bf16", "fp8", "fp8-emulated")
 FP8_RECIPES = ("delayed", "tensorwise", "blockwise", "mxfp8")
 """Scaling recipes of Transformer Engine, by Megatron-Core's names."""
 
-RECOMPUTE = ("none", "selective", "full")
-"""What the backward pass computes again instead of keeping: nothing, the attention core, or whole layers."""
+RECOMPUTE = ("none", "mlp", "full")
+"""What the backward pass computes again instead of keeping: nothing, the feed-forward layers, or whole layers. Fused
+attention keeps nothing that could be computed again."""
 
 LAYOUT_SETTINGS = frozenset(
     {
@@ -196,7 +197,7 @@ class RunSettings:
     distributed_optimizer: bool = False
     """Shard the optimizer's state over the data-parallel replicas."""
     recompute: str = "none"
-    """Activations computed again in the backward pass: none, selective (the attention core) or full (layers)."""
+    """Activations computed again in the backward pass: none, mlp (feed-forward layers) or full (whole layers)."""
 
     save_every_minutes: float = 10.0
     """Longest time between two states that a run can resume from; 0 for those at the checkpoints alone."""

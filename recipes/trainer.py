@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -43,54 +43,75 @@ class Trainer:
 
     def __init__(self, settings: RunSettings):
         self.settings = settings
-        self.module = build_model(
-            settings,
-            pre_process=parallel_state.is_pipeline_first_stage(),
-            post_process=parallel_state.is_pipeline_last_stage(),
-        )
+        self.modules = build_model(settings)
+        config = self.modules[0].config
         ddp = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True, use_distributed_optimizer=settings.distributed_optimizer
         )
-        self.model = DistributedDataParallel(self.module.config, ddp, self.module)
-        self.optimizer = get_megatron_optimizer(_optimizer_config(settings), [self.model])
+        self.models = [
+            DistributedDataParallel(config, ddp, module, disable_bucketing=index > 0)
+            for index, module in enumerate(self.modules)
+        ]
+        self.optimizer = get_megatron_optimizer(_optimizer_config(settings), self.models)
         self.scheduler = _scheduler(self.optimizer, settings)
-        self.module.config.finalize_model_grads_func = finalize_model_grads
+        config.finalize_model_grads_func = finalize_model_grads
         self._schedule = get_forward_backward_func()
 
-    def step(self, dataset: torch.utils.data.Dataset, step: int) -> StepResult:
-        """Train on the global batch of `step` (counted from 1)."""
+    def step(
+        self,
+        dataset: torch.utils.data.Dataset,
+        step: int,
+        before_update: Callable[[float], None] = lambda loss: None,
+    ) -> StepResult:
+        """Train on the global batch of `step` (counted from 1).
+
+        `before_update` gets the loss on every rank while the weights are still those before the step; what it
+        raises leaves them so.
+        """
         started = time.monotonic()
         settings = self.settings
-        self.model.train()
-        self.model.zero_grad_buffer()
+        for model in self.models:
+            model.train()
+            model.zero_grad_buffer()
         self.optimizer.zero_grad()
         first = (step - 1) * settings.global_batch_size
         loss = self._run(dataset, first, settings.global_batch_size, forward_only=False)
+        before_update(loss)
         # Before the optimizer, so that the first step trains and the last one has the final learning rate.
         self.scheduler.step(1)
         _, grad_norm, _ = self.optimizer.step()
         learning_rate = float(self.optimizer.param_groups[0]["lr"])
         return StepResult(loss, float(grad_norm or 0.0), learning_rate, time.monotonic() - started)
 
+    def pass_over(self) -> float:
+        """Count a step without a batch or an update; its learning rate."""
+        self.scheduler.step(1)
+        return float(self.optimizer.param_groups[0]["lr"])
+
     @torch.no_grad()
     def heldout_losses(self, heldout: dict[str, torch.utils.data.Dataset]) -> dict[str, float]:
         """Mean loss of each language's held-out sample, nats per token."""
-        self.model.eval()
+        for model in self.models:
+            model.eval()
         return {language: self._heldout_loss(dataset) for language, dataset in heldout.items()}
 
     def _heldout_loss(self, dataset: torch.utils.data.Dataset) -> float:
         settings = self.settings
         group = settings.micro_batch_size * parallel_state.get_data_parallel_world_size()
+        if settings.virtual_pipeline_parallel > 1:
+            # The interleaved schedule goes round its stages with whole groups of micro-batches.
+            group *= settings.pipeline_parallel
         return self._run(dataset, 0, math.ceil(len(dataset) / group) * group, forward_only=True)
 
     def _run(self, dataset: torch.utils.data.Dataset, first: int, count: int, *, forward_only: bool) -> float:
         """Mean loss over samples, through the pipeline schedule of the layout; the same on every rank."""
         settings = self.settings
         size = settings.micro_batch_size
+        batches = [data.micro_batches(dataset, first, count, size) for _ in self.models]
         losses = self._schedule(
             forward_step_func=_forward_step,
-            data_iterator=data.micro_batches(dataset, first, count, size),
-            model=[self.model],
+            data_iterator=batches if len(batches) > 1 else batches[0],
+            model=self.models,
             num_microbatches=count // (size * parallel_state.get_data_parallel_world_size()),
             seq_length=settings.sequence_length,
             micro_batch_size=size,
@@ -108,7 +129,9 @@ def _forward_step(batches: Iterator[dict[str, torch.Tensor]], model: torch.nn.Mo
         mask = batch["loss_mask"].view(-1)
         total = torch.sum(per_token.float().view(-1) * mask)
         tokens = mask.sum()
-        return total / tokens.clamp(min=1), {"total": total.detach().double(), "tokens": tokens.double()}
+        # Megatron-Core multiplies by the ranks that share a sequence, for it wants the mean over all of them.
+        shared = tokens.clamp(min=1) * parallel_state.get_context_parallel_world_size()
+        return total / shared, {"total": total.detach().double(), "tokens": tokens.double()}
 
     return output, loss_function
 
@@ -118,8 +141,8 @@ def _mean_over_ranks(losses: list[dict[str, torch.Tensor]]) -> float:
     sums = torch.zeros(2, dtype=torch.float64, device=cpu.device())
     for entry in losses:
         sums += torch.stack([entry["total"], entry["tokens"]])
-    if parallel_state.get_data_parallel_world_size() > 1:
-        torch.distributed.all_reduce(sums, group=parallel_state.get_data_parallel_group())
+    if parallel_state.get_data_parallel_world_size(with_context_parallel=True) > 1:
+        torch.distributed.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     if parallel_state.get_pipeline_model_parallel_world_size() > 1:
         torch.distributed.broadcast(
             sums,

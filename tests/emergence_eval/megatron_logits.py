@@ -27,10 +27,11 @@ def main() -> None:
     with distributed.process_groups(settings):
         trainer = Trainer(settings)
         checkpoint.load(run, trainer, step)
-        trainer.module.eval()
+        (module,) = trainer.modules
+        module.eval()
         ids = torch.randint(settings.vocab_size, (2, 128), generator=torch.Generator().manual_seed(5))
         with torch.no_grad():
-            logits = trainer.module(ids, torch.arange(128).expand(2, -1), None)
+            logits = module(ids, torch.arange(128).expand(2, -1), None)
         torch.save({"ids": ids, "logits": logits}, out)
 
 
