@@ -12,6 +12,8 @@ from pathlib import Path
 
 from recipes.settings import RunSettings
 from tokenizer.cli import UserError
+from tokenizer.files import sha256_file
+from tokenizer.indexed import index_bytes, typecode
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,25 @@ class EncodedData:
                 "encode some, or change the run's languages"
             )
         return found
+
+    def source_weights(self, language: str, settings: RunSettings) -> dict[str, float]:
+        """The weight of each training source of a language: the run's `source_weights`, or its tokens.
+
+        Raises UserError where the weights and the data do not name the same sources.
+        """
+        tokens = {it.source: float(it.tokens) for it in self.select(language, "train")}
+        weights = settings.source_weights.get(language) or tokens
+        if unknown := sorted(weights.keys() - tokens.keys()):
+            raise UserError(
+                f"source_weights.{language} names {unknown[0]!r}, which {self.directory} lacks (it has "
+                f"{', '.join(sorted(tokens))}); encode that source, or take it out of the weights"
+            )
+        if missing := sorted(tokens.keys() - weights.keys()):
+            raise UserError(
+                f"source_weights.{language} leaves out {missing[0]!r} of {self.directory} (it has "
+                f"{', '.join(sorted(weights))}); give it a weight, or encode a corpus without it"
+            )
+        return weights
 
     def heldout_samples(self, language: str, settings: RunSettings) -> int:
         """Held-out sequences of a language: `heldout_sequences`, or as many as there are without a token twice."""
@@ -110,12 +131,45 @@ def _fingerprint(content: dict) -> str:
 
 def check(data: EncodedData, settings: RunSettings) -> None:
     """UserError unless the run can be trained on the data: the tokenizer's vocabulary is the model's, every
-    language has documents, and the held-out ones fill a sequence."""
+    language has documents, sources are those that have weights, the held-out documents fill a sequence, and the
+    files have the sizes that the manifest implies."""
     if data.vocab_size != settings.vocab_size:
         raise UserError(
             f"the data in {data.directory} were encoded with {data.vocab_size} pieces, the run has "
             f"vocab_size {settings.vocab_size}; encode with the grid's tokenizer or change tokenizer.vocab_size"
         )
     for language in settings.languages:
-        data.select(language, "train")
+        data.source_weights(language, settings)
         data.heldout_samples(language, settings)
+    _check_tokenizer(data)
+    for it in data.sources:
+        if it.language in settings.languages and it.tokens:
+            _check_files(it, data)
+
+
+def _check_tokenizer(data: EncodedData) -> None:
+    """UserError unless the tokenizer beside the data, which every checkpoint gets a copy of, is the one that encoded
+    them."""
+    model = data.tokenizer / "tokenizer.model"
+    if not model.is_file():
+        raise UserError(f"{model} is missing; copy the tokenizer there again, or run tokenizer.encode again")
+    if (there := sha256_file(model)) != data.tokenizer_sha256:
+        raise UserError(
+            f"{model} is not the tokenizer that encoded the data ({there[:12]}..., the manifest says "
+            f"{data.tokenizer_sha256[:12]}...); put that one back, or encode with this one into another directory"
+        )
+
+
+def _check_files(source: Source, data: EncodedData) -> None:
+    """UserError unless both files of a data set have the size that its documents and tokens give."""
+    item_bytes = 2 if typecode(data.vocab_size) == "H" else 4
+    expected = {".bin": item_bytes * source.tokens, ".idx": index_bytes(source.documents)}
+    for suffix, size in expected.items():
+        path = Path(f"{source.prefix}{suffix}")
+        there = path.stat().st_size if path.is_file() else None
+        if there != size:
+            found = "is missing" if there is None else f"has {there:,} bytes"
+            raise UserError(
+                f"{path} {found}, the manifest's {source.documents:,} documents and {source.tokens:,} tokens are "
+                f"{size:,} bytes; copy it again, or delete {data.directory} and run tokenizer.encode again"
+            )

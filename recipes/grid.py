@@ -121,8 +121,9 @@ def override(settings: RunSettings, assignments: Sequence[str]) -> RunSettings:
         given = OmegaConf.to_container(OmegaConf.from_dotlist(list(assignments)))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"cannot read the settings {' '.join(assignments)}: {_first_line(error)}") from None
-    if isinstance(given.get("languages"), dict):
-        given["languages"] = {**settings.languages, **given["languages"]}
+    for key in ("languages", "source_weights"):
+        if isinstance(given.get(key), dict):
+            given[key] = {**getattr(settings, key), **given[key]}
     return _build({**dataclasses.asdict(settings), **given})
 
 
@@ -277,7 +278,7 @@ def _section(source: SettingsFile, name: str, kind: type) -> Any:
 
 
 def table(grid: Grid) -> Table:
-    """The grid as a table: a line a run, with what follows from its settings."""
+    """The grid as a table: a line a run, with what follows from its settings, and their sums."""
     shown = Table(title=f"{grid.name}: {len(grid.runs)} runs", title_justify="left")
     headings = ["run", "parameters", "without emb.", "tokens", "steps", "batch", "6ND FLOPs", "exact", "checkpoints"]
     for heading in headings:
@@ -296,6 +297,20 @@ def table(grid: Grid) -> Table:
             f"{it.flops_exact(tokens):.3g}",
             str(len(it.checkpoint_steps)),
         )
+    shown.add_section()
+    settings = [run.settings for run in grid.runs]
+    tokens = [it.num_steps * it.tokens_per_step for it in settings]
+    shown.add_row(
+        "together",
+        "",
+        "",
+        f"{sum(tokens):,}",
+        f"{sum(it.num_steps for it in settings):,}",
+        "",
+        f"{sum(it.flops_6nd(count) for it, count in zip(settings, tokens, strict=True)):.3g}",
+        f"{sum(it.flops_exact(count) for it, count in zip(settings, tokens, strict=True)):.3g}",
+        f"{sum(len(it.checkpoint_steps) for it in settings):,}",
+    )
     return shown
 
 

@@ -15,7 +15,6 @@ from importlib import metadata
 
 from recipes.encoded import EncodedData, Source
 from recipes.settings import RunSettings, format_count
-from tokenizer.cli import UserError
 
 HELDOUT_SEED = 2403
 """Seed of the held-out sample: one for every run, so that their losses compare."""
@@ -76,27 +75,12 @@ def source_shares(data: EncodedData, settings: RunSettings) -> list[SourceShare]
     run_tokens = settings.num_steps * settings.tokens_per_step
     shares = []
     for language, ratio in settings.languages.items():
-        found = data.select(language, "train")
-        weights = settings.source_weights.get(language) or {it.source: float(it.tokens) for it in found}
-        _check_names(data, language, {it.source for it in found}, set(weights))
+        weights = data.source_weights(language, settings)
         whole = sum(weights.values())
-        for it in found:
+        for it in data.select(language, "train"):
             share = ratio / total * weights[it.source] / whole
             shares.append(SourceShare(it, share, share * run_tokens / it.tokens))
     return shares
-
-
-def _check_names(data: EncodedData, language: str, found: set[str], weighted: set[str]) -> None:
-    if unknown := sorted(weighted - found):
-        raise UserError(
-            f"source_weights.{language} names {unknown[0]!r}, which {data.directory} lacks (it has "
-            f"{', '.join(sorted(found))}); encode that source, or take it out of the weights"
-        )
-    if missing := sorted(found - weighted):
-        raise UserError(
-            f"source_weights.{language} gives {missing[0]!r} of {data.directory} no weight (it has "
-            f"{', '.join(sorted(weighted))}); add a weight, or encode a corpus without that source"
-        )
 
 
 def training_blend(data: EncodedData, settings: RunSettings) -> Blend:

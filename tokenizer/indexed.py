@@ -12,8 +12,6 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-import numpy
-
 _HEADER = b"MMIDIDX\0\0"
 _VERSION = 1
 _TYPE_CODES = {"i": 4, "H": 8}
@@ -25,6 +23,11 @@ def typecode(vocab_size: int) -> str:
     return "H" if vocab_size < 65500 else "i"
 
 
+def index_bytes(documents: int) -> int:
+    """Size of the `.idx` of that many documents: 34 bytes of header, then a length, an offset and a boundary each."""
+    return len(_HEADER) + 25 + documents * (4 + 8 + 8) + 8
+
+
 def write_index(lengths_path: Path, index_path: Path, code: str) -> None:
     """Write the `.idx` of documents of one sequence each.
 
@@ -33,6 +36,9 @@ def write_index(lengths_path: Path, index_path: Path, code: str) -> None:
         index_path: file to write.
         code: `typecode` of the ids.
     """
+    # Here, so that checking data against their manifest does not wait for it.
+    import numpy
+
     count = lengths_path.stat().st_size // 4
     item_bytes = numpy.dtype(code).itemsize
     with open(lengths_path, "rb") as lengths_file, open(index_path, "wb") as index:
