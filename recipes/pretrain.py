@@ -27,7 +27,7 @@ from typing import Any
 
 import yaml
 
-from recipes import checkpoint, encoded, layout
+from recipes import checkpoint, encoded, layout, mixture
 from recipes.encoded import EncodedData
 from recipes.grid import load_grid, override
 from recipes.provenance import git_revision, versions
@@ -119,7 +119,7 @@ def _train_from_latest(grid: str, name: str, settings: RunSettings, directory: P
         logger.info("%s is complete: %s", name, checkpoint.step_directory(directory, done))
         return
     if first_rank:
-        logger.info("%s", describe(name, settings))
+        logger.info("%s\n%s", describe(name, settings), mixture.describe(data, settings))
         _write_run_file(directory, grid, name, settings, data)
     trainer = Trainer(settings)
     if done:
@@ -279,10 +279,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         grid = load_grid(arguments.grid)
         settings = override(grid.run(arguments.run).settings, arguments.settings)
+        data_directory = arguments.data or arguments.out / "data"
         if arguments.dry_run:
             print(describe(arguments.run, settings))
+            if arguments.data or (data_directory / "manifest.json").is_file():
+                encoded.check(data := encoded.read_data(data_directory), settings)
+                print(mixture.describe(data, settings))
             return 0
-        data_directory = arguments.data or arguments.out / "data"
         train(grid.name, arguments.run, settings, arguments.out / arguments.run, data_directory)
     except UserError:
         if os.environ.get("RANK", "0") != "0":
