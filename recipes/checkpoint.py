@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from recipes.precision import is_bf16
 from recipes.settings import RunSettings
 from tokenizer.cli import UserError
 from tokenizer.files import publish_directory, sha256_file, write_json, write_text
@@ -221,9 +222,9 @@ def model_description(settings: RunSettings) -> dict[str, Any]:
             "seq_length": settings.sequence_length,
             "make_vocab_size_divisible_by": settings.vocab_multiple,
             "vocab_size": settings.padded_vocab_size,
-            "bf16": settings.precision == "bf16",
+            "bf16": is_bf16(settings),
             "params_dtype": {
-                "_target_": "torch.bfloat16" if settings.precision == "bf16" else "torch.float32",
+                "_target_": "torch.bfloat16" if is_bf16(settings) else "torch.float32",
                 "_call_": False,
             },
         },

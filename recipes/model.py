@@ -24,7 +24,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
-from recipes import cpu
+from recipes import cpu, precision
 from recipes.layers import LocalGPTModel, RMSNorm, SwiGLU, TorchAttention
 from recipes.settings import RunSettings
 
@@ -46,7 +46,6 @@ def layer_spec(config: TransformerConfig, chunk: int | None = None) -> ModuleSpe
 
 def transformer_config(settings: RunSettings) -> TransformerConfig:
     """Megatron-Core's configuration of a run's model."""
-    bf16 = settings.precision == "bf16"
     return TransformerConfig(
         num_layers=settings.num_layers,
         hidden_size=settings.hidden_size,
@@ -68,9 +67,7 @@ def transformer_config(settings: RunSettings) -> TransformerConfig:
         # marks the tensor-parallel parameters, without which the gradient norm misses all ranks but the first.
         init_method=_leave,
         output_layer_init_method=_leave,
-        params_dtype=torch.bfloat16 if bf16 else torch.float32,
-        bf16=bf16,
-        pipeline_dtype=torch.bfloat16 if bf16 else torch.float32,
+        **precision.config(settings),
         tensor_model_parallel_size=settings.tensor_parallel,
         pipeline_model_parallel_size=settings.pipeline_parallel,
         virtual_pipeline_model_parallel_size=_unless(settings.virtual_pipeline_parallel, 1),

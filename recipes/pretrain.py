@@ -27,7 +27,7 @@ from typing import Any
 
 import yaml
 
-from recipes import checkpoint, encoded, layout, mixture
+from recipes import checkpoint, encoded, layout, mixture, precision
 from recipes.encoded import EncodedData
 from recipes.grid import load_grid, override
 from recipes.provenance import git_revision, versions
@@ -92,6 +92,7 @@ def train(grid: str, name: str, settings: RunSettings, directory: Path, data_dir
     layout.data_parallel_size(settings)
     data = encoded.read_data(data_directory)
     encoded.check(data, settings)
+    precision.check(settings)
     writes = int(os.environ.get("RANK", "0")) == 0
     with _locked(directory) if writes else nullcontext():
         _check_same_run(directory, settings, data)

@@ -19,7 +19,7 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from recipes import cpu, data
+from recipes import cpu, data, precision
 from recipes.model import build_model
 from recipes.settings import RunSettings
 
@@ -46,7 +46,9 @@ class Trainer:
         self.modules = build_model(settings)
         config = self.modules[0].config
         ddp = DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True, use_distributed_optimizer=settings.distributed_optimizer
+            grad_reduce_in_fp32=True,
+            use_distributed_optimizer=settings.distributed_optimizer,
+            **precision.ddp_config(settings),
         )
         self.models = [
             DistributedDataParallel(config, ddp, module, disable_bucketing=index > 0)
@@ -153,7 +155,6 @@ def _mean_over_ranks(losses: list[dict[str, torch.Tensor]]) -> float:
 
 
 def _optimizer_config(settings: RunSettings) -> OptimizerConfig:
-    bf16 = settings.precision == "bf16"
     return OptimizerConfig(
         optimizer="adam",
         lr=settings.learning_rate,
@@ -163,9 +164,8 @@ def _optimizer_config(settings: RunSettings) -> OptimizerConfig:
         adam_beta2=settings.adam_beta2,
         adam_eps=settings.adam_epsilon,
         clip_grad=settings.clip_grad,
-        bf16=bf16,
-        params_dtype=torch.bfloat16 if bf16 else torch.float32,
         use_distributed_optimizer=settings.distributed_optimizer,
+        **precision.optimizer_config(settings),
     )
 
 
