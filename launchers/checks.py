@@ -16,6 +16,7 @@ from launchers.directory import check_corpus, check_unchanged, is_finished, num_
 from launchers.estimate import MEMORY_PER_PARAMETER, checkpoint_bytes
 from launchers.plan import GridDirectory
 from recipes.grid import Grid, Run
+from recipes.index_cache import BYTES_PER_SEQUENCE
 from tokenizer.cli import UserError
 
 SPARE_DISK_BYTES = 200 * 2**20
@@ -72,12 +73,14 @@ def check_machine(runs: Sequence[Run], folder: GridDirectory, corpus_bytes: int,
 
 
 def needed_disk_bytes(runs: Sequence[Run], folder: GridDirectory, corpus_bytes: int) -> int:
-    """What is still to be written: checkpoints, and the data if they are not there."""
+    """What is still to be written: checkpoints, the index of the data, and the data if they are not there."""
     checkpoints = sum(
         checkpoint_bytes(run.settings) * (len(run.settings.checkpoint_steps) - num_checkpoints(run, folder))
         for run in runs
     )
-    return checkpoints + (0 if folder.data_are_done() else DATA_BYTES_PER_FILE_BYTE * corpus_bytes)
+    sequences = sum(run.settings.num_steps * run.settings.global_batch_size for run in runs)
+    index = 0 if folder.index_is_done(runs) else BYTES_PER_SEQUENCE * sequences
+    return checkpoints + index + (0 if folder.data_are_done() else DATA_BYTES_PER_FILE_BYTE * corpus_bytes)
 
 
 def existing_parent(path: Path) -> Path:

@@ -57,6 +57,12 @@ ENCODED_BYTES_PER_SECOND = 3e6
 TEXT_BYTES_PER_FILE_BYTE = 4.0
 """Text in a compressed corpus, about."""
 
+INDEX_START_SECONDS = 5.0
+"""Importing what builds the index of the data."""
+
+INDEXED_SEQUENCES_PER_SECOND = 1e6
+"""Sequences of one run that are indexed in a second."""
+
 REPORT_SECONDS = 20.0
 """Statistics, figures and page."""
 
@@ -139,6 +145,9 @@ class Estimator(Observer):
         if step.phase == "encode":
             text = (self._corpus_bytes or 0) * TEXT_BYTES_PER_FILE_BYTE
             return 5.0 + text / ENCODED_BYTES_PER_SECOND / self._jobs
+        if step.phase == "index":
+            sequences = sum(run.settings.num_steps * run.settings.global_batch_size for run in self._runs.values())
+            return INDEX_START_SECONDS + sequences / INDEXED_SEQUENCES_PER_SECOND
         if step.phase == "report" or step.run is None:
             return REPORT_SECONDS
         settings = self._runs[step.run].settings
@@ -210,7 +219,7 @@ def phase_seconds(plan: Plan, seconds: Callable[[Step], float], jobs: int) -> di
 def total_seconds(plan: Plan, seconds: Callable[[Step], float], jobs: int) -> float:
     """Wall time of the whole plan on `jobs` cores: evaluations fill the cores that training leaves free."""
     by_phase = {phase: [seconds(step) for step in plan if step.phase == phase] for phase in PHASES}
-    before = sum(by_phase["tokenizer"]) + sum(by_phase["encode"])
+    before = sum(by_phase["tokenizer"]) + sum(by_phase["encode"]) + sum(by_phase["index"])
     training = sorted(by_phase["train"], reverse=True)
     evaluations = _with_starts("evaluate", by_phase["evaluate"], jobs)
     return before + makespan([*training, *evaluations], jobs) + sum(by_phase["report"])

@@ -17,10 +17,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from recipes import encoded, index_cache
 from recipes.grid import Grid, Run
 from tokenizer.cli import UserError
 
-PHASES = ("tokenizer", "encode", "train", "evaluate", "report")
+PHASES = ("tokenizer", "encode", "index", "train", "evaluate", "report")
 """Kinds of steps, in the order in which they are preferred when several could start."""
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -138,6 +139,18 @@ class GridDirectory:
         wanted = read_json(self.tokenizer / "manifest.json").get("sha256")
         return wanted is not None and read_json(self.data / "manifest.json").get("tokenizer_sha256") == wanted
 
+    def index_is_done(self, runs: Sequence[Run]) -> bool:
+        """Whether the index of the data is there for each of `runs` that is not trained yet."""
+        waiting = [run for run in runs if not self.has_checkpoint(run.name, run.settings.checkpoint_steps[-1])]
+        if not waiting:
+            return True
+        try:
+            data = encoded.read_data(self.data)
+            return all(index_cache.is_built(data, run.settings) for run in waiting)
+        except UserError:
+            # No data yet, or none that fit: it is their steps that say so.
+            return False
+
     def report_is_done(self, results: Sequence[Path]) -> bool:
         """Whether the report is there and no older than any of the result files."""
         if not self.report_page.is_file():
@@ -199,6 +212,18 @@ def build_plan(
             output=str(folder.data / "manifest.json"),
             needs=("train the tokenizer",),
         ),
+        Step(
+            name="index the documents",
+            phase="index",
+            command=(
+                *(python, "-m", "recipes.index_cache", "--grid", str(folder.grid_file), "--data", str(folder.data)),
+                *(() if len(runs) == len(grid.runs) else [word for run in runs for word in ("--runs", run.name)]),
+            ),
+            log=folder.logs / "index.log",
+            done=lambda: folder.index_is_done(runs),
+            output=str(folder.data / index_cache.DIRECTORY),
+            needs=("encode the documents",),
+        ),
     ]
     evaluations = []
     for run in runs:
@@ -213,7 +238,7 @@ def build_plan(
             log=folder.logs / f"train-{run.name}.log",
             done=lambda name=run.name, last=last: folder.has_checkpoint(name, last),
             output=str(folder.checkpoint(run.name, last)),
-            needs=("encode the documents",),
+            needs=("index the documents",),
             run=run.name,
         )
         steps.append(train)

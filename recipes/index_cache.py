@@ -38,6 +38,10 @@ from tokenizer.files import write_json
 DIRECTORY = "index"
 """Where the indices lie in a data directory, one directory each, named after `Blend.key`."""
 
+BYTES_PER_SEQUENCE = 22
+"""Size of an index: two places of 4 bytes where a sample starts, 4 for its turn in the source, 2 for the source and 8
+for its turn there; the order of the documents, 4 bytes each and epoch, comes on top."""
+
 _MANIFEST = "manifest.json"
 
 

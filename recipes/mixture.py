@@ -111,11 +111,11 @@ def heldout_blend(data: EncodedData, settings: RunSettings, language: str) -> Bl
 
 
 def describe(data: EncodedData, settings: RunSettings) -> str:
-    """A line a source: its share of the run, its tokens and how many epochs of it the run sees."""
-    lines = ["  sources       share    tokens seen   of tokens    epochs"]
+    """A line a source: its share of the run, the tokens that the run sees of those there are, and the epochs."""
+    lines = ["  mixture, by share of the run's tokens; epochs: how often it sees each token of a source"]
     run_tokens = settings.num_steps * settings.tokens_per_step
     for it in source_shares(data, settings):
         name = f"{it.source.language}/{it.source.source}"
         seen, there = format_count(it.share * run_tokens), format_count(it.source.tokens)
-        lines.append(f"    {name:<28} {it.share:>7.2%} {seen:>9} of {there:>7} {it.epochs:>8.3g} epochs")
-    return "\n".join(["  mixture", *lines[1:]])
+        lines.append(f"    {name:<28} {it.share:>7.2%}  {seen:>6} tokens of {there:>6}  {it.epochs:>7.3g} epochs")
+    return "\n".join(lines)
