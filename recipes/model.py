@@ -23,8 +23,9 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 )
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
-from recipes import cpu, precision
+from recipes import cpu, emulation, precision
 from recipes.layers import LocalGPTModel, RMSNorm, SwiGLU, TorchAttention
 from recipes.settings import RunSettings
 
@@ -32,7 +33,9 @@ _SCALED_OUTPUTS = ("linear_proj.weight", "linear_fc2.weight")
 _NORMS = ("layernorm.weight", "layer_norm_weight")
 
 
-def layer_spec(config: TransformerConfig, chunk: int | None = None) -> ModuleSpec | TransformerBlockSubmodules:
+def layer_spec(
+    config: TransformerConfig, settings: RunSettings, chunk: int | None = None
+) -> ModuleSpec | TransformerBlockSubmodules:
     """What the layers of this rank's model chunk are made of: Transformer Engine's on a GPU, local ones without."""
     if cpu.has_gpu():
         return get_gpt_layer_with_transformer_engine_spec()
@@ -41,7 +44,10 @@ def layer_spec(config: TransformerConfig, chunk: int | None = None) -> ModuleSpe
     layer.input_layernorm = layer.pre_mlp_layernorm = RMSNorm
     layer.self_attention.submodules.core_attention = TorchAttention
     layer.mlp.submodules.activation_func = SwiGLU
-    return TransformerBlockSubmodules(layer_specs=[spec] * get_num_layers_to_build(config, chunk), layer_norm=RMSNorm)
+    layers = [spec] * get_num_layers_to_build(config, chunk)
+    if settings.precision == "fp8-emulated":
+        layers = emulation.layer_specs(spec, settings, get_transformer_layer_offset(config, chunk), len(layers))
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm)
 
 
 def transformer_config(settings: RunSettings) -> TransformerConfig:
@@ -118,7 +124,7 @@ def build_model(settings: RunSettings) -> list[GPTModel]:
 def _build_chunk(settings: RunSettings, config: TransformerConfig, chunk: int | None) -> GPTModel:
     model = (GPTModel if cpu.has_gpu() else LocalGPTModel)(
         config=config,
-        transformer_layer_spec=layer_spec(config, chunk),
+        transformer_layer_spec=layer_spec(config, settings, chunk),
         vocab_size=settings.padded_vocab_size,
         max_sequence_length=settings.sequence_length,
         pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=chunk),

@@ -19,7 +19,7 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from recipes import cpu, data, precision
+from recipes import cpu, data, emulation, precision
 from recipes.model import build_model
 from recipes.settings import RunSettings
 
@@ -75,6 +75,7 @@ class Trainer:
         for model in self.models:
             model.train()
             model.zero_grad_buffer()
+            emulation.next_step(model)
         self.optimizer.zero_grad()
         first = (step - 1) * settings.global_batch_size
         loss = self._run(dataset, first, settings.global_batch_size, forward_only=False)
