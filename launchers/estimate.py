@@ -60,7 +60,7 @@ TEXT_BYTES_PER_FILE_BYTE = 4.0
 INDEX_START_SECONDS = 5.0
 """Importing what builds the index of the data."""
 
-INDEXED_SEQUENCES_PER_SECOND = 1e6
+INDEXED_SEQUENCES_PER_SECOND = 2e6
 """Sequences of one run that are indexed in a second."""
 
 REPORT_SECONDS = 20.0
