@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import queue
 import warnings
 from contextlib import contextmanager
 from typing import Any
@@ -47,7 +46,14 @@ def install() -> None:
     _replace_type_names()
     _replace_streams()
     _replace_random_state()
-    _replace_writer_queue()
+
+
+def install_for_nemo() -> None:
+    """`install`, and what NeMo 2.7 and Lightning need beside it. Must be called before NeMo is imported."""
+    install()
+    if not has_gpu():
+        _replace_moves()
+        _leave_loaded_tensors()
 
 
 def keep_freed_memory() -> None:
@@ -89,6 +95,46 @@ def _on_cpu(factory: Any) -> Any:
         place = kwargs.get("device")
         if place is not None and torch.device(place).type == "cuda":
             kwargs["device"] = "cpu"
+        return factory(*args, **kwargs)
+
+    return made
+
+
+def _replace_moves() -> None:
+    # NeMo moves modules and batches to "cuda", through memory that is pinned for the copy.
+    torch.nn.Module.cuda = lambda self, device=None: self
+    torch.Tensor.pin_memory = lambda self, device=None: self
+    for owner, name in ((torch.Tensor, "to"), (torch.nn.Module, "to")):
+        setattr(owner, name, _to_cpu(getattr(owner, name)))
+    for name in _FACTORIES:
+        setattr(torch, name, _unpinned(getattr(torch, name)))
+
+
+def _leave_loaded_tensors() -> None:
+    # What NeMo loads it looks through for tensors that lie on another GPU.
+    from nemo.lightning.io import pl
+
+    pl._fix_tensors_device = lambda checkpoint: checkpoint
+
+
+def _to_cpu(move: Any) -> Any:
+    @functools.wraps(move)
+    def moved(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return move(self, *map(_place, args), **{key: _place(value) for key, value in kwargs.items()})
+
+    return moved
+
+
+def _place(value: Any) -> Any:
+    """The CPU for anything that names a CUDA device, anything else as it is."""
+    if isinstance(value, str | torch.device) and torch.device(value).type == "cuda":
+        return torch.device("cpu")
+    return value
+
+
+def _unpinned(factory: Any) -> Any:
+    @functools.wraps(factory)
+    def made(*args: Any, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
         return factory(*args, **kwargs)
 
     return made
@@ -144,13 +190,3 @@ def _replace_random_state() -> None:
 
     # The setter reaches into CUDA's generators instead of calling torch.cuda.set_rng_state.
     random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
-
-
-def _replace_writer_queue() -> None:
-    # A checkpoint's writers report through a manager process, which is spawned and imports everything again:
-    # seven seconds of a run of minutes, and a process left behind if the run is killed. We save in the
-    # foreground, where an ordinary queue does.
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
-
-    results: queue.Queue = queue.Queue()
-    filesystem_async._get_write_results_queue = lambda: results
