@@ -1,19 +1,25 @@
-"""Train one run of a grid: on one CPU or GPU, or on many under torchrun.
+"""Train one run of a grid: on one CPU or GPU, or on many under `recipes.launch` or torchrun.
 
-The run's directory, OUT/RUN, gets `run.yaml`, `loss.csv`, TensorBoard events and `checkpoints/step_<n>`. Run
-the same command again after an interruption and it goes on from the last checkpoint. Settings of
-`recipes.settings.RunSettings` can be overridden at the end, as key=value.
+The run's directory, OUT/RUN, gets `run.yaml`, `loss.csv`, `sources.csv`, TensorBoard events and
+`checkpoints/step_<n>`. Run the same command again after an interruption and it goes on from the newest whole
+state: a checkpoint, or one of those that it leaves in `resume/` every `save_every_minutes` until it is complete.
+Settings of `recipes.settings.RunSettings` can be overridden at the end, as key=value.
 
     python -m recipes.pretrain --grid recipes/grids/smoke.yaml --run small-20480 --out runs/smoke
+    python -m recipes.launch --nproc-per-node 2 -- --grid smoke --run small-20480 --out runs/smoke tensor_parallel=2
     torchrun --nproc-per-node 2 -m -- recipes.pretrain --grid smoke --run small-20480 --out runs/smoke tensor_parallel=2
 
-(torchrun needs the `--`, or it takes `--run` for an option of its own.)
+SIGTERM and SIGUSR1 let the step end, save and leave with exit code 75: the same command goes on. Ctrl-C does the
+same with 130, a second one ends at once. A loss that is not finite, or above `max_loss_jump`, stops the run before
+its weights are touched and says which batch it was; `skip_steps=[STEP]` passes over it. (torchrun needs the `--`,
+or it takes `--run` for an option of its own, and has exit codes of its own; `recipes.launch` has the run's.)
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import fcntl
 import logging
 import math
@@ -30,6 +36,8 @@ import yaml
 from recipes import checkpoint, encoded, layout, mixture, precision
 from recipes.encoded import EncodedData
 from recipes.grid import load_grid, override
+from recipes.guard import Stopped, StopSignals, lost_peer
+from recipes.outcome import hand_over
 from recipes.provenance import git_revision, versions
 from recipes.settings import LAYOUT_SETTINGS, OPERATION_SETTINGS, RunSettings, format_count
 from tokenizer import cli
@@ -84,10 +92,13 @@ def _checkpoint_picture(settings: RunSettings) -> str:
     return "".join("┴" if column in columns else "─" for column in range(_WIDTH))
 
 
-def train(grid: str, name: str, settings: RunSettings, directory: Path, data_directory: Path) -> None:
-    """Train the run `name` into `directory` until its last step, from its last checkpoint if there is one.
+def train(
+    grid: str, name: str, settings: RunSettings, directory: Path, data_directory: Path, signals: StopSignals
+) -> None:
+    """Train the run `name` into `directory` until its last step, from its newest whole state if there is one.
 
-    Raises UserError where the data, the layout or an earlier start of the run do not fit the settings.
+    Raises UserError where the data, the layout or an earlier start of the run do not fit the settings, where a
+    loss must not be trained on and where the disk is full; Stopped after a signal.
     """
     layout.data_parallel_size(settings)
     data = encoded.read_data(data_directory)
@@ -104,97 +115,40 @@ def train(grid: str, name: str, settings: RunSettings, directory: Path, data_dir
         cpu.install()
         from recipes import distributed
 
-        with distributed.process_groups(settings):
-            _train_from_latest(grid, name, settings, directory, data)
+        try:
+            with distributed.process_groups(settings):
+                _train_from_latest(grid, name, settings, directory, data, signals)
+        except OSError as error:
+            if error.errno not in _DISK_ERRORS:
+                raise
+            raise UserError(
+                f"cannot write below {directory}: {error.strerror}; the states saved before are whole: make room, then "
+                "run the same command again"
+            ) from None
 
 
-def _train_from_latest(grid: str, name: str, settings: RunSettings, directory: Path, data: EncodedData) -> None:
-    from recipes import distributed, hardware
-    from recipes.data import heldout_sets, training_set
-    from recipes.journal import Journal
-    from recipes.trainer import Trainer
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
-    first_rank = distributed.is_first_rank()
-    done = distributed.from_first_rank(lambda: _latest_step(directory))
+
+def _train_from_latest(
+    grid: str, name: str, settings: RunSettings, directory: Path, data: EncodedData, signals: StopSignals
+) -> None:
+    from recipes import distributed
+    from recipes.loop import Run, resume_point, train_from
+
+    run = Run(grid, name, settings, directory, data)
+    done, state = resume_point(run)
     if done >= settings.num_steps:
-        logger.info("%s is complete: %s", name, checkpoint.step_directory(directory, done))
+        logger.info("%s is complete: %s", name, state)
+        if distributed.is_first_rank():
+            # A run that was killed at its very end has not come to this.
+            checkpoint.remove_old_states(directory, settings.keep_optimizer_states)
+            checkpoint.remove_resume_states(directory)
         return
-    if first_rank:
+    if distributed.is_first_rank():
         logger.info("%s\n%s", describe(name, settings), mixture.describe(data, settings))
         _write_run_file(directory, grid, name, settings, data)
-    trainer = Trainer(settings)
-    if done:
-        logger.info("resuming from step %d", done)
-        checkpoint.load(directory, trainer, done)
-    dataset = training_set(data, settings)
-    heldout = heldout_sets(data, settings)
-    with (
-        Journal(directory, name, settings, done, hardware.peak_flops(settings.precision))
-        if first_rank
-        else nullcontext()
-    ) as journal:
-        for step in range(done + 1, settings.num_steps + 1):
-            result = trainer.step(dataset, step)
-            if not math.isfinite(result.loss):
-                raise UserError(f"the loss of {name} is {result.loss} at step {step}; lower learning_rate or clip_grad")
-            losses = None
-            if step in settings.checkpoint_steps:
-                losses = _heldout_losses(settings, trainer.heldout_losses(heldout))
-            if journal:
-                journal.record(step, result, losses)
-            if losses:
-                manifest = _manifest(grid, name, settings, data, step, losses, journal)
-                checkpoint.save(directory, trainer, manifest, data.tokenizer)
-
-
-def _latest_step(directory: Path) -> int:
-    found = checkpoint.latest(directory)
-    return found.step if found else 0
-
-
-def _heldout_losses(settings: RunSettings, by_language: dict[str, float]) -> dict[str, float]:
-    """The losses of the languages and, as `heldout`, their mean over the mixture's tokens."""
-    total = sum(settings.languages.values())
-    mixture = sum(settings.languages[language] / total * loss for language, loss in by_language.items())
-    return {"heldout": mixture, **{f"heldout_{language}": loss for language, loss in by_language.items()}}
-
-
-def _manifest(
-    grid: str,
-    name: str,
-    settings: RunSettings,
-    data: EncodedData,
-    step: int,
-    losses: dict[str, float],
-    journal: Any,
-) -> checkpoint.Manifest:
-    from recipes.journal import final_train_loss
-
-    losses = dict(losses)
-    if journal:
-        journal.sync()
-        losses["train"] = final_train_loss(journal.path, step)
-    tokens = step * settings.tokens_per_step
-    return checkpoint.Manifest(
-        grid=grid,
-        run=name,
-        size=settings.size,
-        seed=settings.seed,
-        step=step,
-        final=step == settings.num_steps,
-        tokens=tokens,
-        parameters=settings.parameters,
-        parameters_non_embedding=settings.parameters_non_embedding,
-        flops_6nd=settings.flops_6nd(tokens),
-        flops_exact=settings.flops_exact(tokens),
-        precision=settings.precision,
-        losses=losses,
-        sequence_length=settings.sequence_length,
-        vocab_size=settings.vocab_size,
-        tokenizer_sha256=data.tokenizer_sha256,
-        data_fingerprint=data.fingerprint,
-        git_revision=git_revision(),
-    )
+    train_from(run, done, state, signals)
 
 
 @contextmanager
@@ -217,13 +171,20 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _check_same_run(directory: Path, settings: RunSettings, data: EncodedData) -> None:
-    """UserError if the directory holds checkpoints of a run with other settings or data."""
+    """UserError if the directory holds states of a run with other settings or data."""
     path = directory / "run.yaml"
-    if not path.is_file() or not checkpoint.list_steps(directory):
+    if not path.is_file() or not checkpoint.is_started(directory):
         return
-    before = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # What an older version did not know yet was as it is by default.
+        then = {**_defaults(), **before["settings"], "data_fingerprint": before["data"]["fingerprint"]}
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError):
+        raise UserError(
+            f"{path} is damaged, so that nobody can say what {directory} was trained with; give another --out, or "
+            "delete the directory to start again"
+        ) from None
     now = {**dataclasses.asdict(settings), "data_fingerprint": data.fingerprint}
-    then = {**before["settings"], "data_fingerprint": before["data"]["fingerprint"]}
     changed = [key for key in now if key not in LAYOUT_SETTINGS | OPERATION_SETTINGS and now[key] != then.get(key)]
     if changed:
         key = changed[0]
@@ -231,6 +192,16 @@ def _check_same_run(directory: Path, settings: RunSettings, data: EncodedData) -
             f"{directory} was trained with {key}={then.get(key)}, now it is {now[key]}; "
             "give another --out, or delete the directory to start again"
         )
+
+
+def _defaults() -> dict[str, Any]:
+    values = {}
+    for field in dataclasses.fields(RunSettings):
+        if field.default is not dataclasses.MISSING:
+            values[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            values[field.name] = field.default_factory()
+    return values
 
 
 def _write_run_file(directory: Path, grid: str, name: str, settings: RunSettings, data: EncodedData) -> None:
@@ -260,6 +231,8 @@ def _log_to(path: Path) -> None:
     for handler in list(root.handlers):
         root.removeHandler(handler)
     for handler in (logging.FileHandler(path, encoding="utf-8"), logging.StreamHandler(sys.stdout)):
+        # A full disk is told by what must be written, not by a traceback for each line of the log.
+        handler.handleError = lambda record: None
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         root.addHandler(handler)
 
@@ -277,23 +250,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that replace the grid's")
     arguments = parser.parse_args(argv)
     warnings.filterwarnings("ignore")
-    try:
-        grid = load_grid(arguments.grid)
-        settings = override(grid.run(arguments.run).settings, arguments.settings)
-        data_directory = arguments.data or arguments.out / "data"
-        if arguments.dry_run:
-            print(describe(arguments.run, settings))
-            if arguments.data or (data_directory / "manifest.json").is_file():
-                encoded.check(data := encoded.read_data(data_directory), settings)
-                print(mixture.describe(data, settings))
-            return 0
-        train(grid.name, arguments.run, settings, arguments.out / arguments.run, data_directory)
-    except UserError:
-        if os.environ.get("RANK", "0") != "0":
-            # The first rank says it; once is enough.
-            return cli.EXIT_USER_ERROR
-        raise
+    with StopSignals() as signals:
+        try:
+            _run(arguments, signals)
+        except Stopped as stop:
+            logger.info("%s", stop)
+            hand_over(stop.exit_code)
+            return stop.exit_code
+        except KeyboardInterrupt:
+            hand_over(cli.EXIT_INTERRUPTED)
+            raise
+        except UserError as error:
+            return _tell(error)
+        except Exception as error:
+            if not lost_peer(error):
+                raise
+            reason = str(error).strip().splitlines()[0]
+            return _tell(
+                UserError(
+                    f"another process of the run is gone ({reason}); the states saved before are whole: run the same "
+                    "command again to go on from the newest"
+                ),
+                lost_peer=True,
+            )
+    hand_over(0)
     return 0
+
+
+def _run(arguments: argparse.Namespace, signals: StopSignals) -> None:
+    grid = load_grid(arguments.grid)
+    settings = override(grid.run(arguments.run).settings, arguments.settings)
+    data_directory = arguments.data or arguments.out / "data"
+    if arguments.dry_run:
+        print(describe(arguments.run, settings))
+        if arguments.data or (data_directory / "manifest.json").is_file():
+            encoded.check(data := encoded.read_data(data_directory), settings)
+            print(mixture.describe(data, settings))
+        return
+    train(grid.name, arguments.run, settings, arguments.out / arguments.run, data_directory, signals)
+
+
+def _tell(error: UserError, *, lost_peer: bool = False) -> int:
+    """The exit code for `error`, which one process says: the launcher, or else the first rank by raising it."""
+    if not hand_over(cli.EXIT_USER_ERROR, str(error), lost_peer=lost_peer) and os.environ.get("RANK", "0") == "0":
+        raise error
+    return cli.EXIT_USER_ERROR
 
 
 if __name__ == "__main__":

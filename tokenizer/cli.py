@@ -22,6 +22,9 @@ from rich.progress import (
 EXIT_USER_ERROR = 2
 """Exit code of a command that was asked for something it cannot do."""
 
+EXIT_AGAIN = 75
+"""Exit code of a command that was stopped after it had saved its state (EX_TEMPFAIL): the same command goes on."""
+
 EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C (128 + SIGINT), as shells report it."""
 

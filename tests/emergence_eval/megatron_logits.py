@@ -18,7 +18,7 @@ from recipes import cpu
 def main() -> None:
     """Load the checkpoint into one process and save {"ids", "logits"}."""
     cpu.install()
-    from recipes import checkpoint, distributed
+    from recipes import checkpoint, distributed, saving
     from recipes.grid import load_grid
     from recipes.trainer import Trainer
 
@@ -26,7 +26,7 @@ def main() -> None:
     settings = load_grid("smoke").run("large-40960").settings
     with distributed.process_groups(settings):
         trainer = Trainer(settings)
-        checkpoint.load(run, trainer, step)
+        saving.load(checkpoint.step_directory(run, step), trainer)
         (module,) = trainer.modules
         module.eval()
         ids = torch.randint(settings.vocab_size, (2, 128), generator=torch.Generator().manual_seed(5))
