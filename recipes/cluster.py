@@ -96,11 +96,11 @@ def load_cluster(path: str | Path) -> Cluster:
 
 
 def _resolve(path: str | Path) -> Path:
-    shipped = CLUSTERS / f"{path}.yaml"
+    shipped = CLUSTERS / f"{Path(path).name}.yaml"
     path = Path(path)
     if path.is_file():
         return path
-    if shipped.is_file():
+    if shipped.is_file() and path.name == str(path):
         return shipped
     names = ", ".join(sorted(file.stem for file in CLUSTERS.glob("*.yaml")))
     raise UserError(f"there is no cluster file {path}; give a YAML file or one of the shipped clusters: {names}")

@@ -131,11 +131,11 @@ _FIELDS = {item.name: item for item in dataclasses.fields(RunSettings)}
 
 
 def _resolve(path: str | Path) -> Path:
-    shipped = Path(__file__).parent / "grids" / f"{path}.yaml"
+    shipped = Path(__file__).parent / "grids" / f"{Path(path).name}.yaml"
     path = Path(path)
     if path.is_file():
         return path
-    if shipped.is_file():
+    if shipped.is_file() and path.name == str(path):
         return shipped
     names = ", ".join(sorted(file.stem for file in shipped.parent.glob("*.yaml")))
     raise UserError(f"there is no grid file {path}; give a YAML file or one of the shipped grids: {names}")
@@ -220,6 +220,9 @@ def _expand(source: SettingsFile, tokenizer: TokenizerSettings) -> list[tuple[in
     for index in range(len(entries)):
         entry = source.mapping(("runs", index))
         source.check_keys(("runs", index), {*_FIELDS, "name"})
+        for key, value in entry.items():
+            if value == []:
+                raise source.error(("runs", index, key), f"{key} is an empty list, which makes no run; give it values")
         for point in _sweep(entry):
             try:
                 runs.append((index, _one_run(point, _run_name(point, entry), defaults, sizes)))
@@ -230,7 +233,9 @@ def _expand(source: SettingsFile, tokenizer: TokenizerSettings) -> list[tuple[in
 
 def _one_run(point: Mapping[str, Any], name: str, defaults: Mapping[str, Any], sizes: Mapping[str, Any]) -> Run:
     """The run of one point of a sweep: its own settings over its size's over the defaults."""
-    size = str(point.get("size"))
+    if "size" not in point:
+        raise UserError(f"this run names no size; add one of {', '.join(map(str, sizes))}")
+    size = str(point["size"])
     if size not in sizes:
         raise UserError(f"there is no size {size!r}; sizes has {', '.join(map(str, sizes))}")
     values = {**defaults, **sizes[size], **point, "size": size}

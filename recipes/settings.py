@@ -262,6 +262,8 @@ class RunSettings:
                 f"{self.global_batch_size} x {self.sequence_length} = {self.tokens_per_step:,} tokens; "
                 f"write {near}, or change the batch"
             )
+        if outside := [step for step in self.skip_steps if not 1 <= step <= self.num_steps]:
+            raise UserError(f"skip_steps names step {outside[0]}; the run has steps 1 to {self.num_steps}")
         if self.num_checkpoints > self.num_steps:
             raise UserError(
                 f"{self.num_checkpoints} checkpoints do not fit in {self.num_steps} steps; "

@@ -24,7 +24,10 @@ class SettingsFile:
     @classmethod
     def read(cls, path: Path) -> SettingsFile:
         """Parse a file, `${...}` references resolved. Raises UserError with the line of what is no YAML."""
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}:1: this is no text in UTF-8 ({error.reason}); save it as UTF-8") from None
         try:
             node = yaml.compose(text, Loader=yaml.SafeLoader)
             lines: dict[tuple, int] = {}
