@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import types
 import warnings
 from contextlib import contextmanager
 from typing import Any
@@ -41,6 +42,7 @@ def install() -> None:
     if has_gpu():
         return
     keep_freed_memory()
+    _replace_compile()
     _replace_device_queries()
     _replace_factories()
     _replace_type_names()
@@ -70,6 +72,23 @@ def keep_freed_memory() -> None:
 
 _MALLOC_SETTINGS = ((-4, 0), (-1, 2**31 - 1), (-2, 64 * 2**20))
 """M_MMAP_MAX 0: no block of its own mapping; M_TRIM_THRESHOLD: never shrink; M_TOP_PAD: grow by 64 MB (malloc.h)."""
+
+
+def _replace_compile() -> None:
+    # Megatron-Core compiles its fused kernels where they are defined, which loads the compiler at every start:
+    # half of the time to the first step, for kernels that a CPU's layers do not call.
+    original = torch.compile
+
+    @functools.wraps(original)
+    def compile_when_called(model: Any = None, **options: Any) -> Any:
+        if model is None:
+            return lambda given: compile_when_called(given, **options)
+        if not isinstance(model, types.FunctionType):
+            return original(model, **options)
+        compiled = functools.cache(lambda: original(model, **options))
+        return functools.wraps(model)(lambda *args, **kwargs: compiled()(*args, **kwargs))
+
+    torch.compile = compile_when_called
 
 
 def _replace_device_queries() -> None:
