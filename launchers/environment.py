@@ -1,9 +1,12 @@
-"""The project's Python environment: made once, kept whole, shared by the main job and the tests.
+"""The project's Python environments: made once, kept whole, shared by the main job and the tests.
+
+There are two, for NeMo wants older releases of some packages than everything else: the extras [default] and [nemo]
+of pyproject.toml.
 
 Runs before anything is installed, so it imports the standard library only. The stamp, a file with the checksum
 of pyproject.toml, is written last: a set-up that was interrupted is started again from nothing.
 
-    python3.11 launchers/environment.py ROOT VENV        (as launchers/environment.sh calls it)
+    python3.11 launchers/environment.py ROOT VENV default|nemo        (as launchers/environment.sh calls it)
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,8 +32,25 @@ UNFINISHED = ".emergence-unfinished"
 LOCK = ".emergence-lock"
 """Held by the one set-up that may work on the environment."""
 
-NEEDED_MIB = 3500
-"""Free space that a set-up asks for: the packages and what pip unpacks beside them."""
+
+@dataclass(frozen=True)
+class Kind:
+    """One of the environments."""
+
+    extra: str
+    """Of pyproject.toml, beside [dev]."""
+    variable: str
+    """The environment variable that names another place for it."""
+    needed_mib: int
+    """Free space that a set-up asks for: the packages and what pip unpacks beside them."""
+    cost: str
+    """What making it took where it was measured."""
+
+
+KINDS = {
+    "default": Kind("default", "EMERGENCE_VENV", 3500, "about 3 minutes and 2.2 GB"),
+    "nemo": Kind("nemo", "EMERGENCE_NEMO_VENV", 4500, "about 5 minutes and 3 GB"),
+}
 
 NOTICE_SECONDS = 30
 """Off a terminal, the time between two lines of progress."""
@@ -41,16 +62,16 @@ def fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def set_up(root: Path, venv: Path) -> None:
+def set_up(root: Path, venv: Path, kind: Kind = KINDS["default"]) -> None:
     """Make `venv` whole for the checkout `root`, unless it is. Two set-ups of one `venv` wait for each other."""
     checksum = hashlib.sha256((root / "pyproject.toml").read_bytes()).hexdigest()
     if venv.exists() and any(venv.iterdir()) and not any((venv / name).exists() for name in ("pyvenv.cfg", LOCK)):
-        fail(f"{venv} holds something else than a Python environment; move it or set EMERGENCE_VENV")
+        fail(f"{venv} holds something else than a Python environment; move it or set {kind.variable}")
     try:
         venv.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(venv / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        fail(f"cannot write {venv} ({error.strerror}); set EMERGENCE_VENV to a directory that you may write")
+        fail(f"cannot write {venv} ({error.strerror}); set {kind.variable} to a directory that you may write")
     with open(descriptor, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -58,7 +79,7 @@ def set_up(root: Path, venv: Path) -> None:
             print(f"another set-up of {venv} is under way; waiting for it", file=sys.stderr)
             fcntl.flock(lock, fcntl.LOCK_EX)
         if not is_whole(venv, checksum):
-            _make(root, venv, checksum, lock.fileno())
+            _make(root, venv, kind, checksum, lock.fileno())
 
 
 def is_whole(venv: Path, checksum: str) -> bool:
@@ -67,16 +88,16 @@ def is_whole(venv: Path, checksum: str) -> bool:
     return stamp.is_file() and stamp.read_text().strip() == checksum
 
 
-def _make(root: Path, venv: Path, checksum: str, lock: int) -> None:
+def _make(root: Path, venv: Path, kind: Kind, checksum: str, lock: int) -> None:
     started = time.monotonic()
     if (venv / UNFINISHED).exists():
         _empty(venv)
-    _check_machine(venv)
+    _check_machine(venv, kind)
     log = venv / "setup.log"
     said = (
         f"Bringing {venv} up to date with pyproject.toml."
         if (venv / STAMP).exists()
-        else f"Setting up {venv} with the packages of pyproject.toml, once: about 3 minutes and 2.2 GB\n"
+        else f"Setting up {venv} with the packages of pyproject.toml, once: {kind.cost}\n"
         "(more where pip finds the CUDA build of torch)."
     )
     print(f"{said} Log: {log}", file=sys.stderr, flush=True)
@@ -85,7 +106,7 @@ def _make(root: Path, venv: Path, checksum: str, lock: int) -> None:
     if not (venv / "bin" / "python").exists():
         _run([sys.executable, "-m", "venv", str(venv)], log, lock)
     python = str(venv / "bin" / "python")
-    _run([python, "-m", "pip", "install", "--editable", f"{root}[dev]"], log, lock)
+    _run([python, "-m", "pip", "install", "--editable", f"{root}[{kind.extra},dev]"], log, lock)
     temporary = venv / f"{STAMP}.new"
     temporary.write_text(f"{checksum}\n")
     temporary.replace(venv / STAMP)
@@ -101,17 +122,17 @@ def _empty(venv: Path) -> None:
             entry.unlink()
 
 
-def _check_machine(venv: Path) -> None:
+def _check_machine(venv: Path, kind: Kind) -> None:
     try:
         import ensurepip  # noqa: F401
         import venv as _venv  # noqa: F401
     except ImportError:
         fail("this Python 3.11 has no venv module; install it: apt-get install python3.11-venv")
     free = shutil.disk_usage(venv).free // 2**20
-    if free < NEEDED_MIB and not (venv / STAMP).exists():
+    if free < kind.needed_mib and not (venv / STAMP).exists():
         fail(
-            f"{free} MiB are free for {venv}, {NEEDED_MIB} are needed; "
-            "free some, or set EMERGENCE_VENV to a directory on another disk"
+            f"{free} MiB are free for {venv}, {kind.needed_mib} are needed; "
+            f"free some, or set {kind.variable} to a directory on another disk"
         )
 
 
@@ -145,15 +166,15 @@ def _run(command: list[str], log: Path, lock: int) -> None:
     if process.returncode:
         text = log.read_text(errors="replace")
         if "No space left on device" in text:
-            fail(f"the disk became full while installing into {log.parent}; free {NEEDED_MIB} MiB and run this again")
+            fail(f"the disk became full while installing into {log.parent}; free some and run this again")
         said = [line for line in text.splitlines() if line.startswith(("ERROR", "Error"))] or text.splitlines()
         fail(f"{' '.join(command[1:4])} failed: {said[-1] if said else 'no output'}; all it said is in {log}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Set up the environment VENV for the checkout ROOT."""
-    root, venv = (sys.argv[1:] if argv is None else argv)[:2]
-    set_up(Path(root).resolve(), Path(venv).absolute())
+    """Set up the environment VENV of a kind for the checkout ROOT."""
+    root, venv, kind = (sys.argv[1:] if argv is None else argv)[:3]
+    set_up(Path(root).resolve(), Path(venv).absolute(), KINDS[kind])
     return 0
 
 

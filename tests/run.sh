@@ -3,13 +3,16 @@
 #
 #     bash tests/run.sh                    # all but the slow ones
 #     bash tests/run.sh tests/launchers    # any arguments of pytest
-#     bash tests/run.sh -m slow            # the slow ones
+#     bash tests/run.sh -m slow            # the slow ones; makes NeMo's environment for them, .venv-nemo
 set -euo pipefail
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=launchers/environment.sh
 source "$root/launchers/environment.sh"
 emergence_environment "$root"
+if [[ "$*" == *"-m slow"* ]]; then
+    emergence_environment "$root" nemo
+fi
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 cd "$root"
 

@@ -6,9 +6,12 @@ import shutil
 import subprocess
 import sys
 import threading
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from launchers import environment
 from launchers.environment import STAMP, UNFINISHED, set_up
@@ -23,7 +26,7 @@ backend-path = ["."]
 [project]
 name = "tiny"
 version = "1.0"
-optional-dependencies = {dev = []}
+optional-dependencies = {default = [], nemo = [], dev = []}
 """
 
 BACKEND = """
@@ -33,7 +36,8 @@ def build_editable(directory, settings=None, metadata=None):
     with zipfile.ZipFile(f"{directory}/{name}", "w") as wheel:
         wheel.writestr("tiny.py", "")
         wheel.writestr("tiny-1.0.dist-info/METADATA",
-            "Metadata-Version: 2.1\\nName: tiny\\nVersion: 1.0\\nProvides-Extra: dev\\n")
+            "Metadata-Version: 2.1\\nName: tiny\\nVersion: 1.0\\nProvides-Extra: default\\n"
+            "Provides-Extra: nemo\\nProvides-Extra: dev\\n")
         wheel.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
         wheel.writestr("tiny-1.0.dist-info/RECORD", "")
     return name
@@ -107,6 +111,23 @@ def said_when_refused(capfd, root: Path, venv: Path) -> str:
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1
     return lines[0]
+
+
+@pytest.mark.parametrize("kind", ["default", "nemo"])
+def test_each_environment_gets_the_packages_of_its_extra(kind, project, tmp_path, monkeypatch, capfd):
+    commands = []
+    monkeypatch.setattr(environment, "_run", lambda command, *_: commands.append(command))
+    environment.main([str(project), str(tmp_path / "venv"), kind])
+    assert commands[-1][-1] == f"{project.resolve()}[{kind},dev]"
+    assert environment.KINDS[kind].cost in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["datasets", "megatron-core", "numpy", "pandas", "pyarrow", "transformers"])
+def test_the_default_environment_has_the_releases_that_its_extra_pins(name):
+    """The dependencies are ranges, for NeMo's sake; numbers and file formats are those of these releases."""
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    pins = {pin.name: pin.specifier for pin in map(Requirement, extras["default"])}
+    assert metadata.version(name) in pins[name]
 
 
 def test_a_directory_of_other_things_is_left_alone(project, tmp_path, capfd):
