@@ -23,7 +23,7 @@ from recipes.memory import Memory, worst_rank
 from recipes.settings import LAYOUT_SETTINGS, RECOMPUTE, RunSettings
 from tokenizer.cli import UserError
 
-GOODPUT = 0.85
+GOODPUT = 0.92
 """Share of the wall-clock time that goes into steps at the modelled speed; the rest is lost to restarts, checkpoints,
 evaluation, slow nodes. Fitted to the paper's four figures (docs/planner.md)."""
 
