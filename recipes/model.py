@@ -135,8 +135,11 @@ def _build_chunk(settings: RunSettings, config: TransformerConfig, chunk: int | 
         rotary_percent=settings.rotary_percent,
         rotary_base=settings.rotary_base,
     )
-    model.to(cpu.device(), config.params_dtype)
-    initialize(model, settings)
+    if not settings.fp8_params:
+        # FP8 weights are where they belong, and Module.to would take them for plain ones.
+        model.to(cpu.device(), config.params_dtype)
+    with precision.plain_weights(model):
+        initialize(model, settings)
     return model
 
 

@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tokenizer.cli import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from recipes.settings import RunSettings
 
 MIN_CAPABILITY = {"delayed": (8, 9), "tensorwise": (8, 9), "blockwise": (9, 0), "mxfp8": (10, 0)}
@@ -276,3 +280,36 @@ def ddp_config(settings: RunSettings) -> dict[str, Any]:
 def _reuses_gradients(settings: RunSettings) -> bool:
     # MXFP8 weights cannot be moved into one buffer; Megatron-Core gathers them through that of the gradients.
     return settings.fp8_params and settings.fp8_recipe == "mxfp8"
+
+
+@contextmanager
+def plain_weights(model: torch.nn.Module) -> Iterator[None]:
+    """Let the block write weights that Transformer Engine keeps in FP8 as if they were plain bf16 ones.
+
+    They are rounded when it ends, and the optimizer's masters start from the values before rounding: from what
+    Transformer Engine calls the parameter's high-precision initial value. Without FP8 weights nothing happens.
+    """
+    import torch
+
+    held = [
+        (module, name, weight)
+        for module in model.modules()
+        for name, weight in module._parameters.items()
+        if hasattr(weight, "get_high_precision_init_val")
+    ]
+    for module, name, weight in held:
+        plain = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+        module._parameters[name] = torch.nn.Parameter(plain)
+    yield
+    for module, name, weight in held:
+        plain = module._parameters[name].detach()
+        module._parameters[name] = weight
+        with torch.no_grad():
+            weight.copy_(plain)
+        _start_masters_from(weight, plain.cpu())
+
+
+def _start_masters_from(weight: torch.nn.Parameter, values: torch.Tensor) -> None:
+    kept = [values]
+    weight.get_high_precision_init_val = lambda: kept[0]
+    weight.clear_high_precision_init_val = kept.clear
