@@ -146,9 +146,8 @@ class CurrentScaling:
 
     def operand(self, which: int, x: torch.Tensor, *, training: bool) -> Pair:
         """See `Scaling`."""
-        group = parallel_state.get_amax_reduction_group(with_context_parallel=True, tp_only_amax_red=True)
         dtype = self._dtypes[which]
-        both = quantize(x, scale_of(_amax(x, group), dtype), dtype)
+        both = quantize(x, scale_of(_amax(x, replicas=False), dtype), dtype)
         return both, both
 
 
@@ -171,9 +170,8 @@ class DelayedScaling:
     def operand(self, which: int, x: torch.Tensor, *, training: bool) -> Pair:
         """See `Scaling`."""
         if training:
-            group = parallel_state.get_amax_reduction_group(with_context_parallel=True)
             seen = self._history[0, which]
-            torch.maximum(seen, _amax(x, group), out=seen)
+            torch.maximum(seen, _amax(x, replicas=True), out=seen)
         both = quantize(x, self._scales[which], self._dtypes[which])
         return both, both
 
@@ -225,10 +223,14 @@ def scaling(settings: RunSettings) -> Scaling:
     return CurrentScaling(settings)
 
 
-def _amax(x: torch.Tensor, group: torch.distributed.ProcessGroup) -> torch.Tensor:
-    """The largest absolute value over the ranks of `group`, fp32."""
+def _amax(x: torch.Tensor, *, replicas: bool) -> torch.Tensor:
+    """The largest absolute value, fp32, over the ranks that share the tensor and, if asked, over the replicas."""
     smallest, largest = torch.aminmax(x.detach())
     amax = torch.maximum(-smallest, largest).float()
+    if not parallel_state.model_parallel_is_initialized():
+        return amax
+    # The groups that Megatron-Core gives Transformer Engine.
+    group = parallel_state.get_amax_reduction_group(with_context_parallel=True, tp_only_amax_red=not replicas)
     if group.size() > 1:
         torch.distributed.all_reduce(amax, op=torch.distributed.ReduceOp.MAX, group=group)
     return amax
