@@ -8,8 +8,11 @@ and on whether the loss can be trained on, by one all-reduce of three numbers.
 
 from __future__ import annotations
 
+import ctypes
 import math
+import os
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -146,6 +149,19 @@ class Guard:
             said = numbers.tolist()
         self.signal, self.save_is_due = said[0], bool(said[1])
         return not said[2]
+
+
+def follow_launcher() -> None:
+    """Be told by SIGTERM if torchrun's own process dies, however that happens: its processes would train on and hold
+    the run's directory, with nobody left to stop them. Linux only."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        launcher = os.getppid()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+        if os.getppid() != launcher:
+            raise Stopped(signal.SIGTERM, "the launcher is gone before the first step")
+
+
+_PR_SET_PDEATHSIG = 1
 
 
 def lost_peer(error: BaseException) -> bool:

@@ -36,7 +36,7 @@ import yaml
 from recipes import checkpoint, encoded, layout, mixture, precision
 from recipes.encoded import EncodedData
 from recipes.grid import load_grid, override
-from recipes.guard import Stopped, StopSignals, lost_peer
+from recipes.guard import Stopped, StopSignals, follow_launcher, lost_peer
 from recipes.outcome import hand_over
 from recipes.provenance import git_revision, versions
 from recipes.settings import LAYOUT_SETTINGS, OPERATION_SETTINGS, RunSettings, format_count
@@ -252,6 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore")
     with StopSignals() as signals:
         try:
+            follow_launcher()
             _run(arguments, signals)
         except Stopped as stop:
             logger.info("%s", stop)

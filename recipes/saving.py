@@ -40,6 +40,7 @@ from recipes.checkpoint import (
     write_optimizer_manifest,
 )
 from recipes.model_description import model_description
+from recipes.settings import format_count
 from recipes.trainer import Trainer
 from tokenizer.cli import UserError
 from tokenizer.files import publish_directory, write_text
@@ -58,6 +59,8 @@ def load(directory: Path, trainer: Trainer) -> None:
     for index, module in enumerate(trainer.modules):
         chunk = weights[f"model{index}"]
         module.load_state_dict({key.removeprefix(KEY_PREFIX): value for key, value in chunk.items()})
+    if trainer.settings.distributed_optimizer:
+        trainer.allocate_optimizer_state()
     state = dist_checkpointing.load(_training_state(trainer, loading=True), str(directory / OPTIMIZER))
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.scheduler.load_state_dict(state["scheduler"])
@@ -195,7 +198,7 @@ class Saver:
             self._calls.async_calls.clear()
             if self._first:
                 shutil.rmtree(save.aside, ignore_errors=True)
-            if (reason := disk_error(error)) is None:
+            if (reason := disk_error(error, save.directory)) is None:
                 raise
             raise UserError(
                 f"cannot save step {save.manifest.step} in {save.directory.parent}: {reason}; the states before it are "
@@ -203,21 +206,23 @@ class Saver:
             ) from None
 
 
-def disk_error(error: BaseException) -> str | None:
+def disk_error(error: BaseException, directory: Path) -> str | None:
     """What the file system said, if that is what `error` comes from; on another rank as well as on this one."""
     if isinstance(error, CheckpointException):
-        causes = [cause for cause, _ in error.failures.values()]
-        return next(filter(None, map(disk_error, causes)), None) if causes else "another process could not write"
+        causes = [disk_error(cause, directory) for cause, _ in error.failures.values()]
+        # The first rank alone is told the others' causes.
+        return next(filter(None, causes), None) if causes else "another process could not write"
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
         return f"{error.strerror}" + (f" ({error.filename})" if error.filename else "")
     text = str(error)
-    if "Worker failure: " in text:
-        return disk_error(error.__cause__) if error.__cause__ else text.partition("Worker failure: ")[2]
     if "results_queue should not be empty" in text:
         return "a process that wrote it was killed (out of memory?)"
-    if "PytorchStreamWriter failed" in text or "inline_container" in text:
-        # torch.save does not say what the system said.
-        return "a file could not be written to its end"
+    if "inline_container" in text or "PytorchStreamWriter" in text:
+        # torch.save does not pass on what the system said.
+        free = shutil.disk_usage(next(it for it in (directory, *directory.parents) if it.exists())).free
+        return f"a file could not be written to its end, with {format_count(free)} bytes free on the disk"
+    if "Worker failure: " in text:
+        return text.partition("Worker failure: ")[2].strip().splitlines()[0]
     return None
 
 
