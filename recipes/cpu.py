@@ -48,6 +48,7 @@ def install() -> None:
     _replace_type_names()
     _replace_streams()
     _replace_random_state()
+    _restore_steps()
 
 
 def install_for_nemo() -> None:
@@ -197,6 +198,25 @@ def _replace_streams() -> None:
     torch.cuda.Stream = _Stream
     torch.cuda.stream = _stream_context
     torch.cuda.current_stream = torch.cuda.default_stream = lambda device=None: _Stream()
+
+
+def _restore_steps() -> None:
+    # torch's AdamW counts its steps in a tensor for each parameter, the fused optimizers of a GPU in one number.
+    # Megatron-Core's distributed optimizer gives all of them the same tensor on loading, then misses it.
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    original = DistributedOptimizer._set_main_param_and_optimizer_states
+
+    @functools.wraps(original)
+    def set_states(self: Any, model_param: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
+        group, place = self.model_param_group_index_map[model_param]
+        state = self.optimizer.state[self.optimizer.param_groups[group]["params"][place]]
+        if "step" in state and "step" not in tensors:
+            state["step"] = state["step"].clone()
+            tensors = {**tensors, "step": state["step"]}
+        original(self, model_param, tensors)
+
+    DistributedOptimizer._set_main_param_and_optimizer_states = set_states
 
 
 def _replace_random_state() -> None:

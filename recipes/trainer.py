@@ -47,6 +47,7 @@ class Trainer:
         config = self.modules[0].config
         ddp = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,
+            overlap_grad_reduce=parallel_state.get_data_parallel_world_size() > 1,
             use_distributed_optimizer=settings.distributed_optimizer,
             **precision.ddp_config(settings),
         )
@@ -55,8 +56,17 @@ class Trainer:
             for index, module in enumerate(self.modules)
         ]
         self.optimizer = get_megatron_optimizer(_optimizer_config(settings), self.models)
+        for group in self.optimizer.param_groups:
+            if "fused" in group:
+                # torch's AdamW, which stands in where there is no fused one: in one pass over each tensor.
+                group["fused"] = True
         self.scheduler = _scheduler(self.optimizer, settings)
         config.finalize_model_grads_func = finalize_model_grads
+        if ddp.overlap_grad_reduce:
+            # Gradients are reduced during the backward pass of the step's last micro-batch alone.
+            no_sync = [model.no_sync for model in self.models]
+            config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
+            config.grad_sync_func = [model.start_grad_sync for model in self.models] if len(self.models) > 1 else None
         self._schedule = get_forward_backward_func()
 
     def step(
@@ -85,6 +95,21 @@ class Trainer:
         _, grad_norm, _ = self.optimizer.step()
         learning_rate = float(self.optimizer.param_groups[0]["lr"])
         return StepResult(loss, float(grad_norm or 0.0), learning_rate, time.monotonic() - started)
+
+    def allocate_optimizer_state(self) -> None:
+        """Let the optimizer make its state, as loading it wants; changes no weight before the schedule's first step.
+
+        torch's AdamW makes it at its first step, and Megatron-Core's distributed optimizer counts on it before.
+        """
+        for optimizer in getattr(self.optimizer, "chained_optimizers", [self.optimizer]):
+            inner = optimizer.optimizer
+            for group in inner.param_groups:
+                # A decay by a learning rate of 0.
+                assert group["lr"] == 0.0
+                for parameter in group["params"]:
+                    parameter.grad = torch.zeros_like(parameter)
+            inner.step()
+            inner.zero_grad()
 
     def pass_over(self) -> float:
         """Count a step without a batch or an update; its learning rate."""

@@ -14,7 +14,10 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 GRID = Path(__file__).parent / "recipes" / "layouts.yaml"
@@ -84,11 +87,34 @@ def command(out: Path, data: Path, names: list[str], processes: int) -> list[str
     return [*start, str(Path(__file__).resolve()), str(out), str(data), *names]
 
 
+@contextmanager
+def _own_store(name: str) -> Iterator[None]:
+    """Let each training meet under keys of its own: torch numbers its groups anew, and finds those that have left."""
+    import torch.distributed as dist
+
+    if "RANK" not in os.environ:
+        yield
+        return
+    if not _stores:
+        _stores.extend(next(iter(dist.rendezvous("env://"))))
+    store, rank, size = _stores
+    join = dist.init_process_group
+    dist.init_process_group = partial(join, store=dist.PrefixStore(name, store), rank=rank, world_size=size)
+    try:
+        yield
+    finally:
+        dist.init_process_group = join
+
+
+_stores: list = []
+
+
 def _train(out: Path, data: Path, name: str) -> None:
     from recipes import pretrain
 
     argv = ["--grid", str(GRID), "--run", RUN, "--out", str(out), "--data", str(data), *LAYOUTS[name].settings]
-    assert pretrain.main(argv) == 0
+    with _own_store(str(out)):
+        assert pretrain.main(argv) == 0
 
 
 def _forget_last_checkpoint(full: Path, resumed: Path) -> None:
