@@ -14,6 +14,7 @@ from megatron.core import parallel_state, tensor_parallel
 from recipes import cpu
 from recipes.layout import world_size
 from recipes.settings import RunSettings
+from tokenizer.cli import UserError
 
 _TIMEOUT = timedelta(minutes=30)
 
@@ -29,7 +30,10 @@ def process_groups(settings: RunSettings) -> Iterator[None]:
         store = torch.distributed.HashStore()
         torch.distributed.init_process_group(cpu.backend(), store=store, rank=0, world_size=1)
     else:
-        torch.distributed.init_process_group(cpu.backend(), timeout=_TIMEOUT)
+        try:
+            torch.distributed.init_process_group(cpu.backend(), timeout=_TIMEOUT)
+        except torch.distributed.DistError as error:
+            raise UserError(_cannot_meet(error)) from None
     try:
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=settings.tensor_parallel,
@@ -44,6 +48,14 @@ def process_groups(settings: RunSettings) -> Iterator[None]:
     finally:
         parallel_state.destroy_model_parallel()
         torch.distributed.destroy_process_group()
+
+
+def _cannot_meet(error: Exception) -> str:
+    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if "EADDRINUSE" in str(error):
+        return f"port {port} of {address} is in use; give another MASTER_PORT (torchrun: --master-port)"
+    reason = str(error).strip().splitlines()[0]
+    return f"the processes cannot meet at {address}:{port} ({reason}); start all of them, on machines that reach it"
 
 
 def is_first_rank() -> bool:
