@@ -41,14 +41,13 @@ def launch(options: Sequence[str], arguments: Sequence[str]) -> int:
     # Before torch is loaded: Slurm may warn at any time.
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _interrupt)
-    # torchrun's warnings and its tables of failed processes; their causes are said below.
-    os.environ.setdefault("LOGLEVEL", "CRITICAL")
+    # torchrun's own warnings and tables of failed processes; their causes are said below.
+    logging.disable(logging.CRITICAL)
     from torch.distributed import DistNetworkError
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    logging.getLogger("torch.distributed.run").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="outcomes-") as directory:
         os.environ[outcome.DIRECTORY] = directory
         died: dict[int, int] = {}
@@ -56,9 +55,13 @@ def launch(options: Sequence[str], arguments: Sequence[str]) -> int:
         try:
             torchrun.main([*_with_defaults(options), "-m", "--", "recipes.pretrain", *arguments])
         except ChildFailedError as error:
-            died = {rank: -failure.exitcode for rank, failure in error.failures.items() if failure.exitcode < 0}
+            codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+            if 1 in codes.values():
+                # A bug, whose traceback the process has printed.
+                return 1
+            died = {rank: -code for rank, code in codes.items() if code < 0}
             if not died and not outcome.collect(Path(directory)):
-                return next(iter(error.failures.values())).exitcode
+                return next(iter(codes.values()))
         except SignalException as error:
             number = int(error.sigval)
         except DistNetworkError as error:

@@ -188,10 +188,10 @@ def test_twenty_kills_leave_the_curve_to_the_last_bit(smoke_data, tmp_path, layo
 
 def test_killed_twice_goes_on_from_the_newest_state(smoke_data, tmp_path):
     """One process: once while it saves, once between; RUN/resume serves where there is no checkpoint yet."""
-    settings = ("tokens=163840", "save_every_minutes=0.001", "async_save=true")
+    settings = ("tokens=81920", "save_every_minutes=0.005", "async_save=true")
     command = pretrain_command("small-40960", tmp_path / "killed", smoke_data, *settings)
     run = tmp_path / "killed" / "small-40960"
-    for condition in (lambda: _rows(run) >= 5 and _is_saving(run), lambda: _rows(run) >= 30):
+    for condition in (lambda: _rows(run) >= 5 and _is_saving(run), lambda: _rows(run) >= 20):
         process = _start(command)
         try:
             _wait_for(condition, process)
@@ -199,6 +199,6 @@ def test_killed_twice_goes_on_from_the_newest_state(smoke_data, tmp_path):
             _kill_all(process)
     done = run_command(command)
     assert "resuming from step" in done.stdout
-    run_command(pretrain_command("small-40960", tmp_path / "plain", smoke_data, "tokens=163840"))
+    run_command(pretrain_command("small-40960", tmp_path / "plain", smoke_data, "tokens=81920"))
     assert loss_rows(run) == loss_rows(tmp_path / "plain" / "small-40960")
     assert not (run / "resume").exists()
