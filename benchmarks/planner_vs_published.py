@@ -104,25 +104,8 @@ def _row(row: dict[str, str]) -> Published:
     )
 
 
-_NUMBERS = frozenset(
-    [
-        "gpus",
-        "batch",
-        "micro",
-        "sequence",
-        "tp",
-        "pp",
-        "vp",
-        "cp",
-        "hidden",
-        "ffn",
-        "heads",
-        "groups",
-        "kv_channels",
-        "layers",
-        "vocab",
-    ]
-)
+_SHAPE = ("hidden", "ffn", "heads", "groups", "kv_channels", "layers", "vocab")
+_NUMBERS = {"gpus", "batch", "micro", "sequence", "tp", "pp", "vp", "cp", *_SHAPE}
 
 
 def _flops_as_published(settings: RunSettings) -> float:
@@ -133,7 +116,8 @@ def _flops_as_published(settings: RunSettings) -> float:
 
 def predicted(row: Published, cluster: Cluster) -> float:
     """Tokens/s a GPU that the model gives a row."""
-    step = CostModel(cluster).step_time(row.settings, row.data_parallel)
+    # All of these programs hide the data-parallel collectives.
+    step = CostModel(cluster, overlap=True).step_time(row.settings, row.data_parallel)
     return row.settings.tokens_per_step / step.total / row.gpus
 
 

@@ -30,7 +30,7 @@ STEP_SECONDS = 10e-3
 """*Ours*: what a step needs whatever its size: the batch, the gradient norm, the loss, logging."""
 
 BUCKETS = 8
-"""*Ours*: parts that the gradients are reduced in; the last one has nothing left to hide behind."""
+"""*Ours*: parts that overlapping collectives come in; the last one has nothing left to hide behind."""
 
 BACKWARD_ATTENTION = 2.5
 """Products of attention's backward pass to those of its forward pass: five to two (Dao 2023, §3.1)."""
@@ -56,7 +56,7 @@ class StepTime:
     bubble: float
     """Filling and draining the pipeline, and waiting for its slowest stage."""
     data_parallel: float
-    """Gradients reduced and weights gathered, as far as no computation hides it."""
+    """Gradients reduced and weights gathered, as far as no computation hides them."""
     optimizer: float
     """The update, bound by memory bandwidth."""
     fixed: float
@@ -97,8 +97,11 @@ class _Parts(NamedTuple):
 class CostModel:
     """Step times of one run's layouts on one cluster; what layouts share is computed once."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, overlap: bool = False) -> None:
+        """`overlap`: whether the data-parallel collectives run beside the backward and forward pass. Megatron-Core can,
+        `recipes.trainer` does not ask it to."""
         self.cluster = cluster
+        self.overlap = overlap
         self._nvlink = cluster.nvlink_bandwidth * cluster.link_efficiency
         self._network = cluster.network_bandwidth * cluster.link_efficiency
         self._memory = cluster.memory_bandwidth * cluster.memory_efficiency
@@ -115,6 +118,9 @@ class CostModel:
         all_stages = settings.num_layers * layer.total + output.total
         bubble = (all_stages - slowest.total) / settings.virtual_pipeline_parallel
         send = self._send_seconds(settings)
+        chunks = settings.virtual_pipeline_parallel
+        # With virtual stages sends run beside the computation, but for those that fill the pipeline.
+        sends = (micro_batches if chunks == 1 else 0) + (settings.pipeline_parallel - 1) / chunks
         shown = max((load[0] for load in loads), key=lambda stage: parameter_count(settings, stage))
         work = slowest.times(micro_batches)
         return StepTime(
@@ -122,7 +128,7 @@ class CostModel:
             elementwise=work.elementwise,
             tensor_parallel=work.tensor,
             context_parallel=work.context,
-            pipeline=send * (micro_batches + (settings.pipeline_parallel - 1) / settings.virtual_pipeline_parallel),
+            pipeline=send * sends,
             bubble=bubble,
             data_parallel=self._data_parallel_seconds(settings, shown, slowest, data_parallel),
             optimizer=self._optimizer_seconds(settings, shown, data_parallel),
@@ -230,7 +236,7 @@ class CostModel:
         return (ranks - 1) * (key_values / (self._nvlink if inside else self._network) + MESSAGE_SECONDS)
 
     def _send_seconds(self, settings: RunSettings) -> float:
-        """Exposed sends of one micro-batch between two stages, there and back, for each chunk of layers."""
+        """Exposed sends of one micro-batch between two stages, there and back, for all its chunks of layers."""
         if settings.pipeline_parallel == 1:
             return 0.0
         sequence = settings.tensor_parallel if settings.sequence_parallel else 1
@@ -239,8 +245,8 @@ class CostModel:
         return 2 * settings.virtual_pipeline_parallel * (size / self._network + MESSAGE_SECONDS)
 
     def _data_parallel_seconds(self, settings: RunSettings, stage: Stage, work: _Parts, data_parallel: int) -> float:
-        """What is left of the gradients' reduction behind the last micro-batch's backward pass, and of the weights'
-        gathering behind the first one's forward pass."""
+        """The gradients' reduction and the weights' gathering; with overlap what is left of the first behind the last
+        micro-batch's backward pass, and of the second behind the first one's forward pass."""
         ranks = data_parallel * settings.context_parallel
         if ranks == 1:
             return 0.0
@@ -253,10 +259,10 @@ class CostModel:
             gather *= 2
         if not settings.distributed_optimizer:
             reduce, gather = 2 * reduce, 0.0
+        if not self.overlap:
+            return reduce + gather
         backward = work.total - work.forward
-        return max(reduce / BUCKETS, reduce - backward) + (
-            max(gather / BUCKETS, gather - work.forward) if gather else 0
-        )
+        return max(reduce / BUCKETS, reduce - backward) + max(gather / BUCKETS, gather - work.forward)
 
     def _optimizer_seconds(self, settings: RunSettings, stage: Stage, data_parallel: int) -> float:
         elements = parameter_count(settings, stage)

@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=float,
         default=GOODPUT,
         help="share of the wall-clock time in which steps are taken; the rest goes into restarts, checkpoints and "
-        "slow nodes (default: %(default)s, fitted to the paper's own figures)",
+        "slow nodes (default: %(default)s)",
     )
     parser.add_argument("--explain", action="store_true", help="say of each run why layouts were refused")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that replace the grid's")
