@@ -6,95 +6,61 @@ group; it rotates the two halves of the rotary dimensions against each other whe
 pairs; and it pads the vocabulary. The tokenizer is converted with the weights.
 
     python -m emergence_eval.convert nemo-to-hf runs/smoke/small-20480/checkpoints/step_10 /tmp/small-hf
+    python -m emergence_eval.convert megatron-to-hf gpt/iter_0000100 /tmp/gpt-hf --tokenizer tokenizer
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import save_file
 from torch.distributed.checkpoint import FileSystemReader, load
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
-from emergence_eval.hf_tokenizer import write_hf_tokenizer
-from recipes.checkpoint import CONTEXT, KEY_PREFIX, WEIGHTS, read_manifest
+from emergence_eval import pickles, sources
+from emergence_eval.description import ModelDescription
+from emergence_eval.found_tokenizer import find_tokenizer
+from emergence_eval.sources import Source, model_shapes
+from recipes.checkpoint import CONTEXT, KEY_PREFIX, MANIFEST, WEIGHTS, read_manifest
 from tokenizer import cli
 from tokenizer.cli import UserError
 from tokenizer.files import atomic_directory
-from tokenizer.vocabulary import EOD_ID, PAD_ID
 
-_DTYPES = {"torch.float32": torch.float32, "torch.bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class ModelDescription:
-    """The shape of a checkpoint's model, from its `context/model.yaml`."""
-
-    num_layers: int
-    hidden_size: int
-    ffn_hidden_size: int
-    num_attention_heads: int
-    num_query_groups: int
-    kv_channels: int
-    layernorm_epsilon: float
-    rotary_percent: float
-    rotary_base: int
-    seq_length: int
-    dtype: torch.dtype
-
-    @property
-    def rotary_dimensions(self) -> int:
-        """Dimensions of each head that are rotated."""
-        return int(self.kv_channels * self.rotary_percent)
+_LAYER = re.compile(r"decoder\.layers\.(?:(\d+)\.)?(.+)")
+"""Megatron keeps a tensor of all layers as one, or, where they differ, one each."""
 
 
-def read_description(checkpoint: Path) -> ModelDescription:
-    """The shape that a checkpoint says it has. Raises UserError for a missing file or another architecture."""
-    path = checkpoint / CONTEXT / "model.yaml"
+class _Reader(FileSystemReader):
+    """torch's reader, which trusts the checkpoint's table to be no program."""
+
+    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
+        metadata = pickles.read_metadata(Path(self.path))
+        if metadata.storage_meta is None:
+            metadata.storage_meta = StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+def read_weights(directory: Path, prefix: str) -> dict[str, torch.Tensor]:
+    """Every tensor of the model in a distributed checkpoint, whole, on the CPU, whatever layout wrote it, by its
+    key without `prefix`."""
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))["config"]
-        for key, wanted in (("normalization", "RMSNorm"), ("gated_linear_unit", True), ("add_bias_linear", False)):
-            if config[key] != wanted:
-                raise UserError(f"{path}: {key} is {config[key]!r}; only {wanted!r} can be converted")
-        return ModelDescription(
-            num_layers=config["num_layers"],
-            hidden_size=config["hidden_size"],
-            ffn_hidden_size=config["ffn_hidden_size"],
-            num_attention_heads=config["num_attention_heads"],
-            num_query_groups=config["num_query_groups"],
-            kv_channels=config["kv_channels"],
-            layernorm_epsilon=config["layernorm_epsilon"],
-            rotary_percent=config["rotary_percent"],
-            rotary_base=config["rotary_base"],
-            seq_length=config["seq_length"],
-            dtype=_DTYPES[config["params_dtype"]["_target_"]],
-        )
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; is {checkpoint} a NeMo 2.0 checkpoint?") from None
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise UserError(f"{path} does not describe a GPT model: {error!r}") from None
-
-
-def read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a checkpoint's weights, whole, on the CPU, whatever layout wrote it."""
-    directory = checkpoint / WEIGHTS
-    try:
-        metadata = FileSystemReader(directory).read_metadata()
-        tensors = {
-            key: torch.empty(entry.size, dtype=entry.properties.dtype)
-            for key, entry in metadata.state_dict_metadata.items()
-            if isinstance(entry, TensorStorageMetadata)
-        }
-        load(tensors, storage_reader=FileSystemReader(directory), no_dist=True)
-    except (OSError, CheckpointException) as error:
+        metadata = _Reader(directory).read_metadata()
+        keys = model_shapes(directory, prefix)
+        tensors = {}
+        for key in keys:
+            entry = metadata.state_dict_metadata[f"{prefix}{key}"]
+            tensors[f"{prefix}{key}"] = torch.empty(entry.size, dtype=entry.properties.dtype)
+        load(tensors, storage_reader=_Reader(directory), no_dist=True)
+    except (OSError, KeyError, AttributeError, CheckpointException) as error:
         raise UserError(f"cannot read the weights in {directory}: {str(error).splitlines()[0]}") from None
-    return {key.removeprefix(KEY_PREFIX): tensor for key, tensor in tensors.items()}
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
 
 
 def pairs_from_halves(weight: torch.Tensor, rotary_dimensions: int) -> torch.Tensor:
@@ -116,50 +82,110 @@ def split_qkv(fused: torch.Tensor, model: ModelDescription) -> tuple[torch.Tenso
 def glm_tensors(
     weights: dict[str, torch.Tensor], model: ModelDescription, vocab_size: int
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of the Glm model, by their Hugging Face names."""
-    yield "model.embed_tokens.weight", weights["embedding.word_embeddings.weight"][:vocab_size]
-    yield "lm_head.weight", weights["output_layer.weight"][:vocab_size]
-    yield "model.norm.weight", weights["decoder.final_layernorm.weight"]
-    for layer in range(model.num_layers):
-        stacked = {key: weights[f"decoder.layers.{key}"][layer] for key in _LAYER_KEYS}
-        name = f"model.layers.{layer}"
-        query, key, value = split_qkv(stacked["self_attention.linear_qkv.weight"], model)
+    """The tensors of the Glm model, by their Hugging Face names. Takes them out of `weights`.
+
+    Raises UserError for a tensor that is missing, or one that Glm has not.
+    """
+    layers = _by_layer(weights, model.num_layers)
+    ends = {"embedding.word_embeddings.weight": "model.embed_tokens.weight"}
+    if not model.tied:
+        ends["output_layer.weight"] = "lm_head.weight"
+    for ours, theirs in ends.items():
+        yield theirs, _take(weights, ours)[:vocab_size]
+    yield "model.norm.weight", _take(weights, "decoder.final_layernorm.weight")
+    for index, tensors in enumerate(layers):
+        name = f"model.layers.{index}"
+        query, key, value = split_qkv(_take(tensors, "self_attention.linear_qkv.weight"), model)
         yield f"{name}.self_attn.q_proj.weight", query
         yield f"{name}.self_attn.k_proj.weight", key
         yield f"{name}.self_attn.v_proj.weight", value
         for ours, theirs in _LAYER_KEYS.items():
-            if theirs:
-                yield f"{name}.{theirs}", stacked[ours]
+            yield f"{name}.{theirs}", _take(tensors, ours)
+        weights |= {f"decoder.layers.{index}.{key}": tensor for key, tensor in tensors.items()}
+    if weights:
+        raise UserError(f"the weights have {', '.join(sorted(weights)[:3])}, which the Glm architecture has not")
 
+
+def _take(tensors: dict[str, torch.Tensor], key: str) -> torch.Tensor:
+    if key not in tensors:
+        raise UserError(f"the weights have no {key}; the checkpoint is not whole or of another architecture")
+    return tensors.pop(key)
+
+
+def _by_layer(weights: dict[str, torch.Tensor], num_layers: int) -> list[dict[str, torch.Tensor]]:
+    """The tensors of each layer, taken out of `weights`, under the names of Transformer Engine's layers."""
+    layers: list[dict[str, torch.Tensor]] = [{} for _ in range(num_layers)]
+    for key in [key for key in weights if _LAYER.fullmatch(key)]:
+        number, name = _LAYER.fullmatch(key).groups()
+        tensor = weights.pop(key)
+        name = _LOCAL_NORMS.get(name, name)
+        if (number is None and len(tensor) != num_layers) or (number is not None and int(number) >= num_layers):
+            raise UserError(f"{key} is of more or fewer than the {num_layers} layers that the checkpoint says it has")
+        for index in range(num_layers) if number is None else [int(number)]:
+            layers[index][name] = tensor[index] if number is None else tensor
+    for tensors in layers:
+        # One layout of the checkpoint keeps SwiGLU's halves apart.
+        halves = [tensors.pop(f"mlp.linear_fc1.weight_{half}", None) for half in "wv"]
+        if all(half is not None for half in halves):
+            tensors["mlp.linear_fc1.weight"] = torch.cat(halves)
+    return layers
+
+
+_LOCAL_NORMS = {
+    "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
+    "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
+}
+"""Names of the norms where they are layers of their own, and where Transformer Engine fuses them."""
 
 _LAYER_KEYS = {
     "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
-    "self_attention.linear_qkv.weight": "",
     "self_attention.linear_proj.weight": "self_attn.o_proj.weight",
     "mlp.linear_fc1.layer_norm_weight": "post_attention_layernorm.weight",
     "mlp.linear_fc1.weight": "mlp.gate_up_proj.weight",
     "mlp.linear_fc2.weight": "mlp.down_proj.weight",
 }
-"""Megatron's tensors of a layer and what Glm calls those that it takes as they are."""
+"""Megatron's tensors of a layer that Glm takes as they are, and what it calls them."""
 
 
 def nemo_to_hf(checkpoint: Path, out: Path) -> Path:
-    """Convert a checkpoint to a Hugging Face directory (config, safetensors, tokenizer) at `out`.
+    """Convert a checkpoint of this repository or of NeMo to a Hugging Face directory (config, safetensors,
+    tokenizer) at `out`.
 
     Raises UserError if `checkpoint` is none or holds another architecture.
     """
+    if not (checkpoint / MANIFEST).is_file():
+        source, _ = sources.open_nemo(checkpoint, None)
+        return to_hf(source, out)
+    read_manifest(checkpoint)
+    tokenizer = checkpoint / CONTEXT / "tokenizer"
+    source = sources.Source(
+        checkpoint,
+        checkpoint / WEIGHTS,
+        KEY_PREFIX,
+        sources.read_nemo_description(checkpoint),
+        find_tokenizer(tokenizer, [], checkpoint),
+    )
+    return to_hf(source, out)
+
+
+def to_hf(source: Source, out: Path) -> Path:
+    """Convert an opened checkpoint to a Hugging Face directory at `out`."""
     from transformers import GlmConfig
 
-    manifest = read_manifest(checkpoint)
-    model = read_description(checkpoint)
-    weights = read_weights(checkpoint)
+    model, tokenizer = source.model, source.tokenizer
+    weights = read_weights(source.weights, source.prefix)
+    dtype = weights["embedding.word_embeddings.weight"].dtype
     with atomic_directory(out) as directory:
-        tensors = {name: it.contiguous() for name, it in glm_tensors(weights, model, manifest.vocab_size)}
+        try:
+            found = glm_tensors(weights, model, tokenizer.vocab_size)
+            tensors = {name: it.to(dtype).contiguous() for name, it in found}
+        except UserError as error:
+            raise UserError(f"{source.weights}: {error}") from None
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-        write_hf_tokenizer(checkpoint / CONTEXT / "tokenizer", directory)
+        tokenizer.write(directory)
         GlmConfig(
             architectures=["GlmForCausalLM"],
-            vocab_size=manifest.vocab_size,
+            vocab_size=tokenizer.vocab_size,
             hidden_size=model.hidden_size,
             intermediate_size=model.ffn_hidden_size,
             num_hidden_layers=model.num_layers,
@@ -174,11 +200,11 @@ def nemo_to_hf(checkpoint: Path, out: Path) -> Path:
             rms_norm_eps=model.layernorm_epsilon,
             max_position_embeddings=model.seq_length,
             attention_bias=False,
-            tie_word_embeddings=False,
-            dtype=model.dtype,
+            tie_word_embeddings=model.tied,
+            dtype=dtype,
             bos_token_id=None,
-            eos_token_id=EOD_ID,
-            pad_token_id=PAD_ID,
+            eos_token_id=tokenizer.eod_id,
+            pad_token_id=tokenizer.pad_id,
         ).save_pretrained(directory)
     return out
 
@@ -191,11 +217,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
-    verb = verbs.add_parser("nemo-to-hf", help="a NeMo 2.0 checkpoint directory to a Hugging Face one")
-    verb.add_argument("checkpoint", type=Path, help="the checkpoint, RUN/checkpoints/step_<n>")
-    verb.add_argument("out", type=Path, help="the directory to write")
+    for name, what, example in (
+        ("nemo-to-hf", "a NeMo 2.0 checkpoint directory", "RUN/checkpoints/step_<n>"),
+        ("megatron-to-hf", "a Megatron-LM or Megatron-Bridge checkpoint directory", "RUN/iter_<n>"),
+    ):
+        verb = verbs.add_parser(name, help=f"{what} to a Hugging Face one")
+        verb.add_argument("checkpoint", type=Path, help=f"the checkpoint, {example}")
+        verb.add_argument("out", type=Path, help="the directory to write")
+        verb.add_argument("--tokenizer", type=Path, metavar="DIR", help="its tokenizer, if it does not carry one")
     arguments = parser.parse_args(argv)
-    print(nemo_to_hf(arguments.checkpoint, arguments.out))
+    checkpoint, out, tokenizer = arguments.checkpoint, arguments.out, arguments.tokenizer
+    if arguments.verb == "megatron-to-hf":
+        print(to_hf(sources.open_megatron(checkpoint, tokenizer)[0], out))
+    elif tokenizer is not None and not (checkpoint / MANIFEST).is_file():
+        print(to_hf(sources.open_nemo(checkpoint, tokenizer)[0], out))
+    elif tokenizer is not None:
+        raise UserError(f"{checkpoint} carries its own tokenizer; leave --tokenizer out")
+    else:
+        print(nemo_to_hf(checkpoint, out))
     return 0
 
 

@@ -14,7 +14,7 @@ import statistics
 import types
 import typing
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,22 +69,25 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class CheckpointIdentity:
-    """Which checkpoint was evaluated: its manifest without the list of files."""
+    """Which checkpoint was evaluated: its manifest without the list of files.
+
+    Of checkpoints that others trained some of it is not known: None, or "" or {}, and named in `unknown`.
+    """
 
     grid: str
     run: str
     size: str
-    seed: int
+    seed: int | None
     step: int
-    final: bool
+    final: bool | None
     """Whether it ends its run (the learning rate has reached its minimum)."""
-    tokens: int
+    tokens: int | None
     """Consumed so far."""
     parameters: int
     parameters_non_embedding: int
-    flops_6nd: float
+    flops_6nd: float | None
     """6 N D with N without embeddings."""
-    flops_exact: float
+    flops_exact: float | None
     """With attention and the output layer."""
     precision: str
     losses: dict[str, float]
@@ -95,7 +98,11 @@ class CheckpointIdentity:
     data_fingerprint: str
     git_revision: str
     manifest_sha256: str
-    """Of the manifest file's bytes, and with it of every weight."""
+    """Of the manifest file's bytes, and with it of every weight; without a manifest, of the files' edges."""
+    origin: str = "recipes"
+    """Who wrote it: recipes (of this repository), nemo or megatron."""
+    unknown: list[str] = field(default_factory=list)
+    """Fields that the checkpoint does not tell."""
 
 
 @dataclass(frozen=True)
@@ -225,10 +232,11 @@ def parse(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise UserError(f"{where}: {_name(value)} where an object is expected")
         hints = typing.get_type_hints(kind)
-        missing = [field.name for field in fields(kind) if field.name not in value]
-        if missing:
+        present = [it for it in fields(kind) if it.name in value]
+        needed = {it.name for it in fields(kind) if it.default is it.default_factory is MISSING}
+        if missing := sorted(needed - {it.name for it in present}):
             raise UserError(f"{where}: {', '.join(missing)} missing")
-        return kind(**{f.name: parse(hints[f.name], value[f.name], f"{where}: {f.name}") for f in fields(kind)})
+        return kind(**{it.name: parse(hints[it.name], value[it.name], f"{where}: {it.name}") for it in present})
     if origin is types.UnionType:
         if value is None and types.NoneType in arguments:
             return None
@@ -237,6 +245,10 @@ def parse(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise UserError(f"{where}: {_name(value)} where an object is expected")
         return {key: parse(arguments[1], item, f"{where}: {key}") for key, item in value.items()}
+    if origin is list:
+        if not isinstance(value, list):
+            raise UserError(f"{where}: {_name(value)} where a list is expected")
+        return [parse(arguments[0], item, f"{where}: {index}") for index, item in enumerate(value)]
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):

@@ -1,17 +1,21 @@
 """Evaluates checkpoints on the benchmarks and writes one result file a checkpoint.
 
     python emergence_eval/run.py --nemo-ckpt runs/smoke/*/checkpoints/step_* --data ../shared/benchmarks
+    python emergence_eval/run.py --megatron-ckpt gpt/iter_0000100 --tokenizer tokenizer --loss 2.31 --data benchmarks
 
 Each checkpoint is converted to a Hugging Face model and run through lm-evaluation-harness on the tasks of
 emergence_eval/tasks. Results go to eval/step_<n>.json (scores) and eval/step_<n>.parquet (scores of every row)
 beside the run's checkpoints/. What is already evaluated is skipped, and an interrupted evaluation goes on with
 the task where it stopped. Give all checkpoints to one command: data and prompts are prepared once.
+
+Checkpoints that others trained are taken as well, if transformers' Glm architecture is theirs: with NeMo 2
+(--nemo-ckpt), with Megatron-LM or Megatron-Bridge in the format torch_dist (--megatron-ckpt). What such a
+checkpoint does not tell, its loss above all, is named in the result file.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import datetime
 import importlib.metadata
 import os
@@ -24,15 +28,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emergence_eval import definitions, partial
+from emergence_eval.checkpoints import Checkpoint, open_checkpoints
 from emergence_eval.definitions import TaskDefinition
 from emergence_eval.partial import Asked, Finished
 from emergence_eval.readers.files import data_directory
-from emergence_eval.results import CheckpointIdentity, Environment, Result, write_result
-from recipes.checkpoint import MANIFEST, read_manifest
+from emergence_eval.results import Environment, Result, write_result
 from recipes.provenance import git_revision
 from tokenizer import cli
-from tokenizer.cli import UserError
-from tokenizer.files import sha256_file
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -41,15 +43,6 @@ if TYPE_CHECKING:
     from emergence_eval.harness import Encodings
 
 DTYPES = ("float32", "bfloat16", "float16")
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint to evaluate and where its result goes."""
-
-    directory: Path
-    identity: CheckpointIdentity
-    output: Path
 
 
 @dataclass(frozen=True)
@@ -73,7 +66,9 @@ class Job:
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate checkpoints from the command line."""
     arguments = _parser().parse_args(argv)
-    checkpoints = open_checkpoints(arguments.nemo_ckpt, arguments.out)
+    checkpoints = open_checkpoints(
+        arguments.nemo_ckpt, arguments.out, arguments.megatron_ckpt, arguments.tokenizer, arguments.loss
+    )
     tasks = definitions.load(arguments.tasks.split(","))
     data = data_directory(arguments.data)
     job = Job(
@@ -95,29 +90,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if pending:
         evaluate_all(pending, job)
     return 0
-
-
-def open_checkpoints(directories: Sequence[Path], out: Path | None) -> list[Checkpoint]:
-    """Read the manifests. Raises UserError for what is no checkpoint, and where two would share a file."""
-    if out and out.suffix == ".json" and len(directories) > 1:
-        raise UserError(f"--out {out} names one file for {len(directories)} checkpoints; give a directory")
-    checkpoints: dict[Path, Checkpoint] = {}
-    for directory in directories:
-        manifest = read_manifest(directory)
-        values = {f.name: getattr(manifest, f.name, None) for f in dataclasses.fields(CheckpointIdentity)}
-        values["manifest_sha256"] = sha256_file(directory / MANIFEST)
-        output = _output(directory.resolve(), manifest.run, out)
-        if output in checkpoints:
-            raise UserError(f"{checkpoints[output].directory} and {directory} would both be written to {output}")
-        checkpoints[output] = Checkpoint(directory, CheckpointIdentity(**values), output)
-    return list(checkpoints.values())
-
-
-def _output(directory: Path, run: str, out: Path | None) -> Path:
-    if out is None:
-        run_directory = directory.parent.parent if directory.parent.name == "checkpoints" else directory.parent
-        return run_directory / "eval" / f"{directory.name}.json"
-    return out if out.suffix == ".json" else out / f"{run}-{directory.name}.json"
 
 
 def _is_done(checkpoint: Checkpoint, job: Job) -> bool:
@@ -197,13 +169,20 @@ def evaluate_checkpoint(
 @contextmanager
 def converted(checkpoint: Checkpoint, keep: Path | None) -> Iterator[Path]:
     """The checkpoint as a Hugging Face directory, removed afterwards unless it is to be kept."""
-    from emergence_eval.convert import nemo_to_hf
+    from emergence_eval import convert
+
+    def to_hf(out: Path) -> Path:
+        return (
+            convert.to_hf(checkpoint.source, out)
+            if checkpoint.source
+            else convert.nemo_to_hf(checkpoint.directory, out)
+        )
 
     if keep is not None:
-        yield nemo_to_hf(checkpoint.directory, keep / f"{checkpoint.identity.run}-{checkpoint.directory.name}")
+        yield to_hf(keep / f"{checkpoint.identity.run}-{checkpoint.directory.name}")
         return
     with tempfile.TemporaryDirectory(prefix="emergence-") as temporary:
-        yield nemo_to_hf(checkpoint.directory, Path(temporary) / "hf")
+        yield to_hf(Path(temporary) / "hf")
 
 
 def environment(device: str, dtype: str) -> Environment:
@@ -233,7 +212,27 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--nemo-ckpt", type=Path, nargs="+", required=True, metavar="DIR", help="checkpoint directories")
+    add("--nemo-ckpt", type=Path, nargs="+", default=[], metavar="DIR", help="checkpoint directories, ours or NeMo 2's")
+    add(
+        "--megatron-ckpt",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="iter_<n> directories of Megatron-LM or Megatron-Bridge, or the one above for its latest",
+    )
+    add(
+        "--tokenizer",
+        type=Path,
+        metavar="DIR",
+        help="tokenizer of checkpoints that carry none: of tokenizer.train or Hugging Face's (tokenizer.json)",
+    )
+    add(
+        "--loss",
+        metavar="NATS|CSV",
+        help="held-out loss of a checkpoint that carries none, in nats per token; for several a CSV file with the "
+        "columns step and heldout_loss",
+    )
     add("--data", type=Path, required=True, metavar="DIR", help="folder with the benchmarks' official files")
     add(
         "--tasks",
