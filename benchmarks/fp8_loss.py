@@ -99,8 +99,8 @@ def main() -> None:
     parser.add_argument("--run", default="1.0M-0.3M", help="the run to train (default %(default)s)")
     parser.add_argument("--precisions", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="at least two (default 1 2 3)")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="more settings of the runs")
-    arguments = parser.parse_intermixed_args()
+    parser.add_argument("--settings", nargs="+", metavar="key=value", default=[], help="more settings of the runs")
+    arguments = parser.parse_args()
     if len(set(arguments.seeds)) < 2:
         raise UserError(f"{len(set(arguments.seeds))} seed gives a difference no error bar; give --seeds 1 2 or more")
     names = list(dict.fromkeys([REFERENCE, *arguments.precisions]))

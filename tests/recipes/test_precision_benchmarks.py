@@ -54,8 +54,22 @@ def test_the_gpu_benchmark_runs_without_its_device(no_gpu, tmp_path):
 
 @pytest.mark.slow
 def test_the_loss_benchmark_compares_precisions_seed_by_seed(smoke_data, tmp_path):
-    arguments = ("--data", smoke_data, "--out", tmp_path, "--grid", "smoke", "--run", "small-20480", "--seeds", 1, 2)
-    done = benchmark("fp8_loss.py", *arguments, "--precisions", "tensorwise", "heldout_sequences=4")
+    arguments = (
+        "--data",
+        smoke_data,
+        "--out",
+        tmp_path,
+        "--grid",
+        "smoke",
+        "--run",
+        "small-20480",
+        "--seeds",
+        1,
+        2,
+        "--settings",
+        "heldout_sequences=4",
+    )
+    done = benchmark("fp8_loss.py", *arguments, "--precisions", "tensorwise")
     rows = {line.split("|")[1].strip(): line for line in done.stdout.splitlines() if line.startswith("|")}
     bf16, tensorwise = (
         [float(number) for number in re.findall(r"\d\.\d{4}", rows[it])] for it in ("bf16", "tensorwise")
