@@ -133,7 +133,7 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 def _train_from_latest(
     grid: str, name: str, settings: RunSettings, directory: Path, data: EncodedData, signals: StopSignals
 ) -> None:
-    from recipes import distributed
+    from recipes import apex, cpu, distributed
     from recipes.loop import Run, resume_point, train_from
 
     run = Run(grid, name, settings, directory, data)
@@ -147,6 +147,8 @@ def _train_from_latest(
         return
     if distributed.is_first_rank():
         logger.info("%s\n%s", describe(name, settings), mixture.describe(data, settings))
+        if cpu.has_gpu():
+            logger.info("%s", apex.find().message)
         _write_run_file(directory, grid, name, settings, data)
     train_from(run, done, state, signals)
 
