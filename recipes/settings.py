@@ -162,7 +162,7 @@ class RunSettings:
     fp8_format: str = "hybrid"
     """hybrid (E4M3 forward, E5M2 for gradients) or e4m3 (all)."""
     fp8_amax_history: int = 1024
-    """Steps whose largest values set the scale of the delayed recipe."""
+    """Steps (in Transformer Engine: micro-batches) whose largest values set the scale of the delayed recipe."""
     fp8_bf16_layers: int = 0
     """Layers at each end of the stack that stay in bf16."""
     fp8_params: bool = False
