@@ -138,17 +138,14 @@ def test_the_model_answers_as_it_should(paper, a100):
         assert CostModel(a100).step_time(slower, 8).products > CostModel(a100).step_time(it, 8).products
 
 
-def test_the_number_of_gpus_follows_the_days(a100):
-    smoke = load_grid("smoke").run("large-40960")
-    run = Run("x", dataclasses.replace(smoke.settings, tokens=10**11))
+def test_the_number_of_gpus_follows_the_days(paper, a100):
+    run = paper.run("300M-67B")
     one = plan_run(run, a100, 8).days
-    plan = plan_within(run, a100, days=one * 0.9)
-    assert plan.gpus > 8 and plan.days <= one * 0.9
-    assert plan_within(run, a100, days=one).gpus == 8
-    with pytest.raises(
-        NoPlanError, match=r"x takes \d+ days on \d+ GPUs of dgx-a100, more than --days 1e-06; raise it"
-    ):
-        plan_within(run, a100, days=1e-6)
+    plan = plan_within(run, a100, days=0.9 * one)
+    assert plan.gpus == 16 and plan.days <= 0.9 * one
+    smoke = load_grid("smoke").run("large-40960")
+    with pytest.raises(NoPlanError, match=r"takes \d+ days on \d+ GPUs of dgx-a100, more than --days 1e-09; raise it"):
+        plan_within(smoke, a100, days=1e-9)
 
 
 def test_the_command_it_prints_is_one_that_trains(paper, a100, capsys):
