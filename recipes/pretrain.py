@@ -186,6 +186,11 @@ def _check_same_run(directory: Path, settings: RunSettings, data: EncodedData) -
             f"{path} is damaged, so that nobody can say what {directory} was trained with; give another --out, or "
             "delete the directory to start again"
         ) from None
+    if (sharded := then["distributed_optimizer"]) != settings.distributed_optimizer:
+        raise UserError(
+            f"{directory} was trained with distributed_optimizer={sharded}, and Megatron-Core does not read the "
+            f"optimizer's state from one form into the other; resume with distributed_optimizer={sharded}"
+        )
     now = {**dataclasses.asdict(settings), "data_fingerprint": data.fingerprint}
     changed = [key for key in now if key not in LAYOUT_SETTINGS | OPERATION_SETTINGS and now[key] != then.get(key)]
     if changed:

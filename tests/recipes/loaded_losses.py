@@ -18,6 +18,8 @@ from recipes import cpu
 def main(state: Path, data_directory: Path, out: Path, layouts: list[str]) -> None:
     """Load the checkpoint on each layout and write its losses, by layout and language."""
     cpu.install()
+    from megatron.core import parallel_state
+
     from recipes import distributed, encoded, saving
     from recipes.checkpoint import read_manifest
     from recipes.data import heldout_sets
@@ -27,15 +29,17 @@ def main(state: Path, data_directory: Path, out: Path, layouts: list[str]) -> No
     settings = load_grid("smoke").run(read_manifest(state).run).settings
     data = encoded.read_data(data_directory)
     losses = {}
-    for name in layouts:
-        one = override(settings, name.split(","))
-        with distributed.process_groups(one):
+    given = [override(settings, name.split(",")) for name in layouts]
+    with distributed.process_groups(given[0]):
+        for name, one in zip(layouts, given, strict=True):
+            # The processes stay together: torch would look for those of the layout before.
+            parallel_state.destroy_model_parallel()
+            parallel_state.initialize_model_parallel(one.tensor_parallel, one.pipeline_parallel)
             trainer = Trainer(one)
             saving.load(state, trainer)
             losses[name] = trainer.heldout_losses(heldout_sets(data, one))
-            first = distributed.is_first_rank()
-    if first:
-        out.write_text(json.dumps(losses))
+        if distributed.is_first_rank():
+            out.write_text(json.dumps(losses))
 
 
 if __name__ == "__main__":

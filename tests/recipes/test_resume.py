@@ -21,12 +21,13 @@ from recipes import checkpoint
 
 LOADED = Path(__file__).parent / "loaded_losses.py"
 TRAINED = ("tensor_parallel", "pipeline_parallel", "single")
-TWO = ("tensor_parallel=2", "pipeline_parallel=2,micro_batch_size=8", "micro_batch_size=8,distributed_optimizer=true")
+TWO = ("tensor_parallel=2", "pipeline_parallel=2,micro_batch_size=8", "micro_batch_size=8")
 FOUR = (
     "tensor_parallel=2,pipeline_parallel=2,micro_batch_size=8",
     "pipeline_parallel=4,micro_batch_size=8",
-    "tensor_parallel=2,micro_batch_size=8,distributed_optimizer=true",
+    "tensor_parallel=2,micro_batch_size=8",
 )
+SHARDED = "distributed_optimizer=true"
 
 
 def _launch_command(out: Path, data: Path, *settings: str, run: str = "large-40960") -> list[str]:
@@ -124,9 +125,22 @@ def _loaded(state: Path, data: Path, out: Path, layouts: tuple[str, ...], proces
     ],
 )
 def test_other_layouts_load_the_same_losses(layout_runs, smoke_data, tmp_path, trained, layouts, processes):
-    state = layout_runs[trained] / "checkpoints" / "step_20"
+    _compare_loaded(layout_runs[trained] / "checkpoints" / "step_20", smoke_data, tmp_path, layouts, processes)
+
+
+@pytest.mark.slow
+def test_sharded_optimizer_s_state_loads_on_other_layouts(smoke_data, tmp_path):
+    run_command(_launch_command(tmp_path, smoke_data, "micro_batch_size=8", SHARDED))
+    state = tmp_path / "large-40960" / "checkpoints" / "step_20"
+    for layouts, processes in ((TWO, 2), (FOUR, 4)):
+        _compare_loaded(state, smoke_data, tmp_path, tuple(f"{it},{SHARDED}" for it in layouts), processes)
+    done = run_command(_launch_command(tmp_path, smoke_data, "micro_batch_size=8"), fails=True)
+    assert done.returncode == 2 and "resume with distributed_optimizer=True" in done.stderr
+
+
+def _compare_loaded(state: Path, data: Path, out: Path, layouts: tuple[str, ...], processes: int) -> None:
     expected = checkpoint.read_manifest(state).losses
-    losses = _loaded(state, smoke_data, tmp_path / "losses.json", layouts, processes)
+    losses = _loaded(state, data, out / "losses.json", layouts, processes)
     assert set(losses) == set(layouts)
     for by_language in losses.values():
         for language in ("en", "zh"):
