@@ -347,6 +347,13 @@ def test_tensor_parallel_ranks_share_their_scales(delayed_run, smoke_data, tmp_p
 
 
 @pytest.mark.slow
+def test_layers_computed_again_take_the_same_scales(delayed_run, smoke_data, tmp_path):
+    again = (*EMULATED, "fp8_recipe=delayed", "recompute=full")
+    pretrain(delayed_run.name, tmp_path, smoke_data, *again)
+    assert loss_rows(tmp_path / delayed_run.name) == loss_rows(delayed_run)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["tensorwise", "blockwise", "mxfp8"])
 def test_tensor_parallel_runs_agree(recipe, smoke_data, tmp_path):
     for name, changes, processes in (("one", (), 1), ("two", ("tensor_parallel=2",), 2)):
