@@ -42,8 +42,14 @@ def check(settings: RunSettings) -> None:
 
 def _check_tensor(settings: RunSettings) -> None:
     tensor = settings.tensor_parallel
+    groups = settings.num_query_groups
+    if groups % tensor and tensor % groups:
+        # With fewer groups than ranks, each group's keys and values are computed by several ranks.
+        raise UserError(
+            f"{groups} query groups are neither a multiple nor a divisor of tensor_parallel={tensor}; "
+            f"{divisors(groups)} would be, or a multiple of {groups}"
+        )
     for value, what in (
-        (settings.num_query_groups, "query groups"),
         (settings.num_attention_heads, "attention heads"),
         (settings.ffn_hidden_size, "feed-forward channels"),
         (settings.padded_vocab_size, "rows of the padded vocabulary"),
