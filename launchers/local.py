@@ -24,7 +24,7 @@ from pathlib import Path
 
 from launchers.plan import PHASES, REPOSITORY, Plan, Step
 from launchers.supervise import KILL_ALL
-from tokenizer.cli import EXIT_USER_ERROR
+from tokenizer.cli import EXIT_AGAIN, EXIT_USER_ERROR
 
 STEP_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -262,6 +262,9 @@ class LocalExecutor:
         self._fruitless[command] = fruitless
         # Items are worked off in order: the first without a result is the one that failed.
         failed = list(pending) if code == 0 else [pending[0]]
+        if code == EXIT_AGAIN and fruitless < _LAST_TRIES:
+            # Stopped from outside after it saved: the same command goes on.
+            failed = []
         again = [step for step in pending if step not in failed]
         if fruitless >= _LAST_TRIES:
             again += [step for step in self._waiting if step.command == command and step.items]

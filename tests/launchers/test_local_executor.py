@@ -372,3 +372,12 @@ def test_family_step_is_ended_when_the_executor_fails(tmp_path):
     with pytest.raises(RuntimeError):
         run(family_step(tmp_path, "f"), observers=[Broken()])
     assert not any(alive(int(pid)) for pid in (tmp_path / "f.pids").read_text().split())
+
+
+def test_a_step_that_was_stopped_after_saving_is_started_again(tmp_path):
+    stopped, done = tmp_path / "stopped", tmp_path / "done"
+    code = (
+        f"import pathlib, sys; stopped = pathlib.Path({str(stopped)!r}); "
+        f"pathlib.Path({str(done)!r}).touch() if stopped.exists() else (stopped.touch(), sys.exit(75))"
+    )
+    assert run(Step("train", "train", python(code), tmp_path / "log", done.is_file)).outcome.exit_code == 0

@@ -151,7 +151,9 @@ KILLS = 20
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", [["tensor_parallel=2"], ["pipeline_parallel=2", "micro_batch_size=8"]])
+@pytest.mark.parametrize(
+    "layout", [["tensor_parallel=2"], ["pipeline_parallel=2", "micro_batch_size=8"]], ids=["tp2", "pp2"]
+)
 def test_twenty_kills_leave_the_curve_to_the_last_bit(smoke_data, tmp_path, layout):
     """At random moments of the start and the training, and every other time while a state is being saved."""
     tokens = "tokens=1638400"
