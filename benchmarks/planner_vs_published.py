@@ -117,7 +117,7 @@ def _flops_as_published(settings: RunSettings) -> float:
 def predicted(row: Published, cluster: Cluster) -> float:
     """Tokens/s a GPU that the model gives a row."""
     # All of these programs hide the data-parallel collectives.
-    step = CostModel(cluster, overlap=True).step_time(row.settings, row.data_parallel)
+    step = CostModel(cluster, overlap_gather=True).step_time(row.settings, row.data_parallel)
     return row.settings.tokens_per_step / step.total / row.gpus
 
 

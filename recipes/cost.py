@@ -97,11 +97,11 @@ class _Parts(NamedTuple):
 class CostModel:
     """Step times of one run's layouts on one cluster; what layouts share is computed once."""
 
-    def __init__(self, cluster: Cluster, overlap: bool = False) -> None:
-        """`overlap`: whether the data-parallel collectives run beside the backward and forward pass. Megatron-Core can,
-        `recipes.trainer` does not ask it to."""
+    def __init__(self, cluster: Cluster, overlap_gather: bool = False) -> None:
+        """`overlap_gather`: whether the distributed optimizer's weights are gathered beside the forward pass.
+        Megatron-Core can, `recipes.trainer` asks it to hide the gradients' reduction alone."""
         self.cluster = cluster
-        self.overlap = overlap
+        self.overlap_gather = overlap_gather
         self._nvlink = cluster.nvlink_bandwidth * cluster.link_efficiency
         self._network = cluster.network_bandwidth * cluster.link_efficiency
         self._memory = cluster.memory_bandwidth * cluster.memory_efficiency
@@ -152,7 +152,7 @@ class CostModel:
     def _layer(self, settings: RunSettings) -> _Parts:
         it, tensor, tokens = settings, settings.tensor_parallel, _tokens(settings)
         query = it.num_attention_heads * it.kv_channels / tensor
-        key_value = max(1.0, it.num_query_groups / tensor) * it.kv_channels
+        key_value = it.num_query_groups / tensor * it.kv_channels
         feed_forward = it.ffn_hidden_size / tensor
         shapes = [
             (query + 2 * key_value, it.hidden_size),
@@ -183,13 +183,16 @@ class CostModel:
             elementwise += 12 * it.context_parallel * tokens * query / self._memory
 
         passed = self._ring(tokens * it.hidden_size * wide, tensor, self._nvlink)
-        context = self._context_seconds(it, tokens * 2 * key_value * wide)
-        forward = _Parts(linear + attention, elementwise + casts / 2, 4 * passed, context)
+        # With fewer query groups than ranks, Megatron-Core gathers the whole projection on each.
+        whole = tokens * (query + 2 * key_value) * tensor * wide
+        gathered = self._ring(whole, tensor, self._nvlink) if it.num_query_groups < tensor else 0.0
+        context = self._context_seconds(it, tokens * 2 * max(key_value, it.kv_channels) * wide)
+        forward = _Parts(linear + attention, elementwise + casts / 2, 4 * passed + gathered, context)
         # With sequence parallelism the two column-parallel layers' inputs are gathered again.
         backward = _Parts(
             2 * linear + BACKWARD_ATTENTION * attention,
             2 * elementwise + casts / 2,
-            (6 if it.sequence_parallel else 4) * passed,
+            (6 if it.sequence_parallel else 4) * passed + gathered,
             2 * context,
         )
         launch = LAUNCH_SECONDS + SLICE_SECONDS * (it.context_parallel - 1)
@@ -245,8 +248,8 @@ class CostModel:
         return 2 * settings.virtual_pipeline_parallel * (size / self._network + MESSAGE_SECONDS)
 
     def _data_parallel_seconds(self, settings: RunSettings, stage: Stage, work: _Parts, data_parallel: int) -> float:
-        """The gradients' reduction and the weights' gathering; with overlap what is left of the first behind the last
-        micro-batch's backward pass, and of the second behind the first one's forward pass."""
+        """What is left of the gradients' reduction behind the last micro-batch's backward pass, and the weights'
+        gathering; with `overlap_gather` what is left of that behind the first one's forward pass."""
         ranks = data_parallel * settings.context_parallel
         if ranks == 1:
             return 0.0
@@ -259,10 +262,9 @@ class CostModel:
             gather *= 2
         if not settings.distributed_optimizer:
             reduce, gather = 2 * reduce, 0.0
-        if not self.overlap:
-            return reduce + gather
-        backward = work.total - work.forward
-        return max(reduce / BUCKETS, reduce - backward) + max(gather / BUCKETS, gather - work.forward)
+        if self.overlap_gather:
+            gather = max(gather / BUCKETS, gather - work.forward)
+        return max(reduce / BUCKETS, reduce - (work.total - work.forward)) + gather
 
     def _optimizer_seconds(self, settings: RunSettings, stage: Stage, data_parallel: int) -> float:
         elements = parameter_count(settings, stage)

@@ -184,12 +184,16 @@ def layer_activation_bytes(settings: RunSettings) -> int:
     hidden, feed_forward = settings.hidden_size, settings.ffn_hidden_size
     query = settings.num_attention_heads * settings.kv_channels // tensor
     key_value = max(1, settings.num_query_groups // tensor) * settings.kv_channels
+    # The fused projection, which the values are a view of: with fewer groups than ranks, all ranks' gathered.
+    projected = query + 2 * key_value
+    if settings.num_query_groups < tensor:
+        projected = (settings.num_attention_heads + 2 * settings.num_query_groups) * settings.kv_channels
     per_token = (
         # Both norms' inputs, which the residual stream keeps, and their outputs, the linear layers' inputs.
         2 * wide * hidden / sequence
         + 2 * narrow * hidden / sequence
-        # The fused projection, which the values are a view of, and the rotated queries and keys.
-        + wide * (query + 2 * key_value)
+        # It and the rotated queries and keys.
+        + wide * projected
         + wide * (query + key_value)
         # Attention's output, for itself and as the next layer's input, and its fp32 log-sum-exp.
         + (wide if narrow == wide else wide + narrow) * query

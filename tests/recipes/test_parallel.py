@@ -98,7 +98,7 @@ def test_what_does_not_divide_is_refused_with_what_would(paper, a100):
     list(legal_layouts(paper.run("32B-2.5T").settings, a100, 2048, refusals))
     reasons = [refusal.reason for refusal in refusals.all()]
     assert "8832 sequences do not divide over 256 data-parallel replicas; 192 or 276 would" in reasons
-    assert any(reason.startswith("2 query groups do not divide over tensor_parallel=4") for reason in reasons)
+    assert any(reason.startswith("52 attention heads do not divide over tensor_parallel=8") for reason in reasons)
     with pytest.raises(NoPlanError, match="no legal layout on 88 GPUs: 1152 sequences do not divide over"):
         plan_run(paper.run("300M-67B"), a100, 88)
     with pytest.raises(UserError, match="100 GPUs are no whole number of dgx-a100 nodes of 8; give --gpus 96 or 104"):
