@@ -73,7 +73,10 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     checkpoint = asdict(result.checkpoint)
     losses = checkpoint.pop("losses")
     if "heldout" not in losses:
-        raise UserError(f"{path}: checkpoint: losses: heldout missing; evaluate that checkpoint again")
+        raise UserError(
+            f"{path}: checkpoint: losses: heldout missing; evaluate that checkpoint again, "
+            "and give --loss if it does not carry its own"
+        )
     common = checkpoint | {"loss": losses["heldout"], "loss_train": losses.get("train")}
     for name, value in losses.items():
         if name.startswith("heldout_"):
