@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from recipes import encoded, index_cache
+from recipes import encoded, index
 from recipes.grid import Grid, Run
 from tokenizer.cli import UserError
 
@@ -146,7 +146,7 @@ class GridDirectory:
             return True
         try:
             data = encoded.read_data(self.data)
-            return all(index_cache.is_built(data, run.settings) for run in waiting)
+            return all(index.is_built(data, run.settings) for run in waiting)
         except UserError:
             # No data yet, or none that fit: it is their steps that say so.
             return False
@@ -221,7 +221,7 @@ def build_plan(
             ),
             log=folder.logs / "index.log",
             done=lambda: folder.index_is_done(runs),
-            output=str(folder.data / index_cache.DIRECTORY),
+            output=str(folder.data / index.DIRECTORY),
             needs=("encode the documents",),
         ),
     ]

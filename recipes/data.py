@@ -20,8 +20,9 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.utils import get_batch_on_this_cp_rank
 
-from recipes import cpu, index_cache, mixture
+from recipes import cpu, mixture
 from recipes.encoded import EncodedData
+from recipes.index import find
 from recipes.mixture import Blend
 from recipes.settings import RunSettings
 
@@ -83,7 +84,7 @@ class BlendedSamples(torch.utils.data.Dataset):
 
     def __init__(self, data: EncodedData, blend: Blend):
         self.blend = blend
-        index = index_cache.find(data, blend)
+        index = find(data, blend)
         self._samples = _build(data, blend, str(index) if index else _IN_MEMORY)
         self._counted = 0
         self._counts = numpy.zeros(len(blend.sources), dtype=numpy.int64)

@@ -26,49 +26,18 @@ from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
-from recipes import encoded, mixture
+from recipes import encoded
 from recipes.encoded import EncodedData
 from recipes.grid import Grid, Run, load_grid, override
+from recipes.index import DIRECTORY, MANIFEST, blends, find, is_whole
 from recipes.mixture import Blend
-from recipes.settings import RunSettings
 from tokenizer import cli
 from tokenizer.cli import UserError
 from tokenizer.files import write_json
 
-DIRECTORY = "index"
-"""Where the indices lie in a data directory, one directory each, named after `Blend.key`."""
-
 BYTES_PER_SEQUENCE = 22
 """Size of an index: two places of 4 bytes where a sample starts, 4 for its turn in the source, 2 for the source and 8
 for its turn there; the order of the documents, 4 bytes each and epoch, comes on top."""
-
-_MANIFEST = "manifest.json"
-
-
-def find(data: EncodedData, blend: Blend) -> Path | None:
-    """The directory of the blend's index if it is there and whole: its manifest names every file with its size."""
-    directory = data.directory / DIRECTORY / blend.key(data)
-    return directory if _is_whole(directory) else None
-
-
-def is_built(data: EncodedData, settings: RunSettings) -> bool:
-    """Whether all that a run needs is there."""
-    return all(find(data, blend) for blend in blends(data, settings))
-
-
-def blends(data: EncodedData, settings: RunSettings) -> list[Blend]:
-    """All that a run reads: its training set and the held-out sample of each language."""
-    heldout = [mixture.heldout_blend(data, settings, language) for language in settings.languages]
-    return [mixture.training_blend(data, settings), *heldout]
-
-
-def _is_whole(directory: Path) -> bool:
-    try:
-        content = json.loads((directory / _MANIFEST).read_text(encoding="utf-8"))
-        files = {item["path"]: item["bytes"] for item in content["files"]}
-        return bool(files) and all((directory / name).stat().st_size == size for name, size in files.items())
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def build(data: EncodedData, wanted: Sequence[Blend]) -> tuple[int, int]:
@@ -127,9 +96,9 @@ def _build_one(directory: Path, data: EncodedData, blend: Blend, advance: Callab
             "sources": {f"{it.language}/{it.source}": w for it, w in zip(blend.sources, blend.weights, strict=True)},
             "files": [{"path": path.name, "bytes": path.stat().st_size} for path in files],
         }
-        write_json(temporary / _MANIFEST, content)
+        write_json(temporary / MANIFEST, content)
         temporary.chmod(0o755)
-        if not _is_whole(directory):
+        if not is_whole(directory):
             shutil.rmtree(directory, ignore_errors=True)
             temporary.rename(directory)
     finally:
@@ -142,7 +111,7 @@ def _remove_leftovers(root: Path, data: EncodedData) -> None:
         if not directory.is_dir():
             continue
         try:
-            content = json.loads((directory / _MANIFEST).read_text(encoding="utf-8"))
+            content = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
             stale = content["data_fingerprint"] != data.fingerprint
         except (OSError, ValueError, KeyError, TypeError):
             stale = True

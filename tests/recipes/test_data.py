@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from commands import REPOSITORY, loss_rows, module_command, pretrain, run_command, run_module
 
-from recipes import encoded, index_cache, mixture
+from recipes import encoded, index, mixture
 from recipes.grid import load_grid, override
 from recipes.settings import RunSettings
 from tokenizer.cli import UserError
@@ -172,7 +172,7 @@ def test_index_is_built_once_only_read_and_goes_where_the_data_go(seen, indexed,
     assert re.search("0 built in .* 3 already there", build(indexed, "--runs", "*-40960", "--runs", RUN))
     assert listing(indexed) == before
     moved = indexed.rename(tmp_path / "elsewhere")
-    assert index_cache.is_built(encoded.read_data(moved), settings_of())
+    assert index.is_built(encoded.read_data(moved), settings_of())
     assert layouts(moved) == seen
     assert listing(moved) == before
 
@@ -189,16 +189,16 @@ def test_other_settings_and_other_data_have_another_index(smoke_data):
 def test_a_damaged_index_is_not_read_and_one_of_other_data_removed(indexed):
     encoded_data = encoded.read_data(indexed)
     blend = mixture.training_blend(encoded_data, settings_of())
-    directory = index_cache.find(encoded_data, blend)
+    directory = index.find(encoded_data, blend)
     victim = next(directory.glob("*shuffle_index.npy"))
     victim.write_bytes(victim.read_bytes()[:-4])
-    assert index_cache.find(encoded_data, blend) is None
+    assert index.find(encoded_data, blend) is None
     other = directory.parent / ("0" * 32)
     shutil.copytree(directory, other)
     manifest = json.loads((other / "manifest.json").read_text())
     (other / "manifest.json").write_text(json.dumps({**manifest, "data_fingerprint": "of another corpus"}))
     assert "1 built" in build(indexed, "--runs", RUN)
-    assert index_cache.find(encoded_data, blend) == directory
+    assert index.find(encoded_data, blend) == directory
     assert not other.exists()
 
 
@@ -216,8 +216,8 @@ def test_killed_while_building_and_built_by_two_at_once(data):
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    wanted = index_cache.blends(encoded.read_data(data), settings_of(f"tokens={128 * 16 * 50_000}"))
-    assert not any(index_cache.find(encoded.read_data(data), blend) for blend in wanted)
+    wanted = index.blends(encoded.read_data(data), settings_of(f"tokens={128 * 16 * 50_000}"))
+    assert not any(index.find(encoded.read_data(data), blend) for blend in wanted)
     assert [path for path in root.iterdir() if path.name != ".lock"], "nothing was left to be removed"
 
     processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -225,5 +225,5 @@ def test_killed_while_building_and_built_by_two_at_once(data):
     assert [process.returncode for process in processes] == [0, 0]
     counts = [re.search(r"(\d) built in .* (\d) already there", text).groups() for text in said]
     assert sorted(counts) == [("0", "3"), ("3", "0")]
-    assert all(index_cache.find(encoded.read_data(data), blend) for blend in wanted)
+    assert all(index.find(encoded.read_data(data), blend) for blend in wanted)
     assert not [path for path in root.glob(".*") if path.is_dir()]
