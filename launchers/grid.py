@@ -28,7 +28,7 @@ from launchers.dry_run import print_plan
 from launchers.estimate import Estimator, total_seconds
 from launchers.local import LocalExecutor, Outcome
 from launchers.machine import measure
-from launchers.plan import GridDirectory, build_plan, pick_runs
+from launchers.plan import GridDirectory, build_plan
 from launchers.status import Notes, format_duration, status_table, status_value
 from launchers.watch import Display
 from recipes.grid import Grid, Run, load_grid
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             console.print(status_table(grid, folder))
         return 0
-    runs = pick_runs(grid, arguments.runs)
+    runs = grid.select(*filter(None, [arguments.runs]))
     if arguments.dry_run:
         print_plan(grid, runs, folder, arguments.corpus, arguments.benchmarks, arguments.jobs, console)
         return 0

@@ -13,7 +13,6 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -280,12 +279,3 @@ def _evaluate(grid: Grid, benchmarks: str) -> tuple[str, ...]:
         *(("--limit", str(settings.limit)) if settings.limit else ()),
         "--nemo-ckpt",
     )
-
-
-def pick_runs(grid: Grid, pattern: str | None) -> tuple[Run, ...]:
-    """The runs whose names match the shell pattern; UserError with the names there are if none does."""
-    picked = tuple(run for run in grid.runs if pattern is None or fnmatchcase(run.name, pattern))
-    if not picked:
-        names = ", ".join(run.name for run in grid.runs)
-        raise UserError(f"no run of {grid.path} matches --runs {pattern!r}; the runs are {names}")
-    return picked

@@ -14,6 +14,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,15 @@ class Grid:
             if run.name == name:
                 return run
         raise UserError(f"{self.path} has no run {name!r}; it has {', '.join(run.name for run in self.runs)}")
+
+    def select(self, *patterns: str) -> tuple[Run, ...]:
+        """The runs whose names match any of the shell patterns, all runs if there is none; UserError with the names
+        there are for a pattern that none matches."""
+        for pattern in patterns:
+            if not any(fnmatchcase(run.name, pattern) for run in self.runs):
+                names = ", ".join(run.name for run in self.runs)
+                raise UserError(f"no run of {self.path} matches {pattern!r}; the runs are {names}")
+        return tuple(run for run in self.runs if not patterns or any(fnmatchcase(run.name, it) for it in patterns))
 
 
 def load_grid(path: str | Path) -> Grid:

@@ -22,13 +22,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
 from recipes import encoded
 from recipes.encoded import EncodedData
-from recipes.grid import Grid, Run, load_grid, override
+from recipes.grid import load_grid, override
 from recipes.index import DIRECTORY, MANIFEST, blends, find, is_whole
 from recipes.mixture import Blend
 from tokenizer import cli
@@ -154,15 +153,6 @@ def _one_process() -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
-def _pick(grid: Grid, patterns: Sequence[str] | None) -> list[Run]:
-    """The runs that match any of the shell patterns; UserError with the names there are if one matches none."""
-    for pattern in patterns or ():
-        if not any(fnmatchcase(run.name, pattern) for run in grid.runs):
-            names = ", ".join(run.name for run in grid.runs)
-            raise UserError(f"no run of {grid.path} matches --runs {pattern!r}; the runs are {names}")
-    return [run for run in grid.runs if not patterns or any(fnmatchcase(run.name, it) for it in patterns)]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and build."""
     parser = argparse.ArgumentParser(
@@ -178,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     grid = load_grid(arguments.grid)
     data = encoded.read_data(arguments.data)
     wanted = []
-    for run in _pick(grid, arguments.runs):
+    for run in grid.select(*(arguments.runs or ())):
         settings = override(run.settings, arguments.settings)
         encoded.check(data, settings)
         wanted += blends(data, settings)

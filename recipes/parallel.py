@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
 from rich.console import Console
 from rich.markup import escape
@@ -153,9 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments.days > 0:
         raise UserError(f"--days is {arguments.days}; it must be above 0")
     grid, cluster = load_grid(arguments.grid), load_cluster(arguments.cluster)
-    runs = [run for run in grid.runs if fnmatchcase(run.name, arguments.run)]
-    if not runs:
-        raise UserError(f"no run matches --run {arguments.run!r}; the runs are {', '.join(r.name for r in grid.runs)}")
+    runs = grid.select(arguments.run)
     found: list[Plan | NoPlanError] = []
     with cli.progress_bar() as bar:
         for run in bar.track(runs, description="planning"):

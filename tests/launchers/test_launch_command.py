@@ -11,7 +11,7 @@ import pytest
 
 from launchers import grid as command
 from launchers.estimate import makespan, phase_seconds, total_seconds
-from launchers.plan import GridDirectory, build_plan, pick_runs
+from launchers.plan import GridDirectory, build_plan
 from launchers.status import format_duration
 from tokenizer.cli import UserError
 
@@ -33,8 +33,8 @@ def test_only_the_runs_that_are_picked_are_planned(smoke, tmp_path, capsys):
     assert command.main(["--grid", "smoke", "--out", str(tmp_path), "--dry-run", "--runs", "small-*"]) == 0
     shown = capsys.readouterr().out
     assert "train small-20480" in shown and "train large-20480" not in shown
-    with pytest.raises(UserError, match=r"--runs 'huge-\*'; the runs are small-20480, "):
-        pick_runs(smoke, "huge-*")
+    with pytest.raises(UserError, match=r"matches 'huge-\*'; the runs are small-20480, "):
+        smoke.select("huge-*")
 
 
 def test_estimates_follow_the_cores(smoke, tmp_path):
