@@ -57,6 +57,7 @@ def install_for_nemo() -> None:
     if not has_gpu():
         _replace_moves()
         _leave_loaded_tensors()
+        _leave_out_timers()
 
 
 def keep_freed_memory() -> None:
@@ -135,6 +136,13 @@ def _leave_loaded_tensors() -> None:
     from nemo.lightning.io import pl
 
     pl._fix_tensors_device = lambda checkpoint: checkpoint
+
+
+def _leave_out_timers() -> None:
+    # The first rank alone gathers the timers of all, of which there are none: nothing to nccl, but gloo waits.
+    from nemo.lightning.pytorch.callbacks.progress_printer import ProgressPrinter
+
+    ProgressPrinter.log_megatron_timers = lambda self, timers: None
 
 
 def _to_cpu(move: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -29,11 +30,21 @@ def in_nemo(nemo_python):
 
     def run(*arguments: object, fails: bool = False) -> str:
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-        done = subprocess.run(
-            [nemo_python, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=900
+        # A session of its own: Lightning starts the other ranks itself, and they are to go with the first.
+        process = subprocess.Popen(
+            [nemo_python, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            start_new_session=True,
         )
-        said = f"{done.stdout}\n{done.stderr}"
-        assert (done.returncode != 0) == fails, f"exit code {done.returncode}\n{said}"
+        try:
+            said, _ = process.communicate(timeout=900)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        assert (process.returncode != 0) == fails, f"exit code {process.returncode}\n{said}"
         return said
 
     return run
