@@ -46,8 +46,8 @@ def _check_tensor(settings: RunSettings) -> None:
     if groups % tensor and tensor % groups:
         # With fewer groups than ranks, each group's keys and values are computed by several ranks.
         raise UserError(
-            f"{groups} query groups are neither a multiple nor a divisor of tensor_parallel={tensor}; "
-            f"{divisors(groups)} would be, or a multiple of {groups}"
+            f"{groups} query groups do not divide over tensor_parallel={tensor}; {divisors(groups)} would, "
+            f"and multiples of {groups}"
         )
     for value, what in (
         (settings.num_attention_heads, "attention heads"),

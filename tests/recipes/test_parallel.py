@@ -132,7 +132,7 @@ def test_the_model_answers_as_it_should(paper, a100):
     assert bubble() == 0
     assert bubble(pipeline_parallel=2) < bubble(pipeline_parallel=4)
     assert bubble(pipeline_parallel=4, virtual_pipeline_parallel=7) < bubble(pipeline_parallel=4)
-    assert CostModel(a100, overlap=True).step_time(it, 8).total < CostModel(a100).step_time(it, 8).total
+    assert CostModel(a100, overlap_gather=True).step_time(it, 8).total < CostModel(a100).step_time(it, 8).total
     for recompute in ("mlp", "full"):
         slower = dataclasses.replace(it, recompute=recompute)
         assert CostModel(a100).step_time(slower, 8).products > CostModel(a100).step_time(it, 8).products

@@ -328,7 +328,7 @@ CASES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     "out: not writable": (out_where_nothing_can_be_written, r"cannot write to /proc/nowhere.*; choose another --out"),
     "out: run is a file": (run_is_a_file, r"cannot write to .*: File exists; choose another --out"),
     "checkpoint: damaged": (checkpoint_with_damaged_manifest, r"manifest\.json is damaged .*; use another checkpoint"),
-    "checkpoint: none": (checkpoint_that_is_none, r"is no checkpoint \(no manifest\.json\); give a directory such as"),
+    "checkpoint: none": (checkpoint_that_is_none, r"is no checkpoint \(no manifest\.json, nor NeMo's "),
     "launch: no --": (without_dashes, r"there is no -- between torchrun's options and the run's: --nproc"),
 }
 
