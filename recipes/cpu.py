@@ -58,6 +58,7 @@ def install_for_nemo() -> None:
         _replace_moves()
         _leave_loaded_tensors()
         _leave_out_timers()
+        _allocate_state_to_load()
 
 
 def keep_freed_memory() -> None:
@@ -143,6 +144,27 @@ def _leave_out_timers() -> None:
     from nemo.lightning.pytorch.callbacks.progress_printer import ProgressPrinter
 
     ProgressPrinter.log_megatron_timers = lambda self, timers: None
+
+
+def _allocate_state_to_load() -> None:
+    # The distributed optimizer counts on the state that it is to load; torch's AdamW makes it at its first step.
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    original = DistributedOptimizer.sharded_state_dict
+
+    @functools.wraps(original)
+    def sharded_state_dict(self: Any, model: Any, is_loading: bool = False, *args: Any, **kwargs: Any) -> Any:
+        if is_loading and not self.optimizer.state:
+            rates = [group["lr"] for group in self.optimizer.param_groups]
+            for group in self.optimizer.param_groups:
+                # At this rate neither the step nor the decay changes a weight.
+                group["lr"] = 0.0
+            self._init_optimizer_states_with_dummy_values()
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+        return original(self, model, is_loading, *args, **kwargs)
+
+    DistributedOptimizer.sharded_state_dict = sharded_state_dict
 
 
 def _to_cpu(move: Any) -> Any:
