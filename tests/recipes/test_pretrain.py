@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -57,21 +56,6 @@ def test_two_runs_are_equal_to_the_last_digit(smoke_data, tmp_path):
     for name in ("one", "other"):
         pretrain("small-40960", tmp_path / name, smoke_data)
     assert loss_rows(tmp_path / "one" / "small-40960") == loss_rows(tmp_path / "other" / "small-40960")
-
-
-def test_killed_while_training_and_while_saving_resumes_exactly(layout_runs, smoke_data, tmp_path):
-    run = tmp_path / "large-40960"
-    command = pretrain_command("large-40960", tmp_path, smoke_data)
-    _kill_when(command, lambda: (run / "checkpoints" / ".step_10.saving").exists())
-    assert not (run / "checkpoints" / "step_10").exists()
-    _kill_when(command, lambda: _rows(run) >= 14)
-    assert (run / "checkpoints" / "step_10").exists()
-    done = pretrain("large-40960", tmp_path, smoke_data)
-    assert "resuming from step 10" in done.stdout
-    assert loss_rows(run) == loss_rows(layout_runs["single"])
-    assert not list(run.glob("checkpoints/.*"))
-    again = pretrain("large-40960", tmp_path, smoke_data)
-    assert "is complete" in again.stdout
 
 
 def test_resumes_on_another_layout(layout_runs, smoke_data, tmp_path):
@@ -169,14 +153,3 @@ def _wait_for(condition, seconds: float = 120) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.002)
-
-
-def _kill_when(command: list[str], condition) -> None:
-    process = subprocess.Popen(
-        command, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        _wait_for(condition)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()

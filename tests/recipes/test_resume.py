@@ -215,6 +215,7 @@ def test_killed_twice_goes_on_from_the_newest_state(smoke_data, tmp_path):
             _kill_all(process)
     done = run_command(command)
     assert "resuming from step" in done.stdout
+    assert "is complete" in run_command(command).stdout
     run_command(pretrain_command("small-40960", tmp_path / "plain", smoke_data, "tokens=81920"))
     assert loss_rows(run) == loss_rows(tmp_path / "plain" / "small-40960")
     assert not (run / "resume").exists()
