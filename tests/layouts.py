@@ -32,43 +32,44 @@ class Layout:
     settings: tuple[str, ...] = ()
 
 
-def _layout(processes: int, settings: str) -> Layout:
+def _layout(processes: int, settings: str = "") -> Layout:
     return Layout(processes, tuple(settings.split()))
 
 
 FP32 = {
-    "single": _layout(1, ""),
+    "single": _layout(1),
     "recompute-mlp": _layout(1, "recompute=mlp"),
     "recompute-full": _layout(1, "recompute=full"),
     "distributed-optimizer-1": _layout(1, "distributed_optimizer=true"),
-    "tp2": _layout(2, "tensor_parallel=2"),
+    "tp2": _layout(2, "tensor_parallel=2 micro_batch_size=8"),
     "tp2-sp": _layout(2, "tensor_parallel=2 sequence_parallel=true"),
-    "tp2-sp-recompute": _layout(2, "tensor_parallel=2 sequence_parallel=true recompute=full"),
+    "tp2-sp-recompute": _layout(2, "tensor_parallel=2 sequence_parallel=true recompute=full micro_batch_size=8"),
     "pp2": _layout(2, "pipeline_parallel=2"),
     "pp2-uneven": _layout(2, "pipeline_parallel=2 first_stage_layers=3"),
     "pp2-embedding": _layout(2, "pipeline_parallel=2 embedding_and_loss_as_layers=true"),
     "pp2-virtual": _layout(2, "pipeline_parallel=2 virtual_pipeline_parallel=2"),
-    "dp2": _layout(2, ""),
+    "dp2": _layout(2),
     "dp2-distributed-optimizer": _layout(2, "distributed_optimizer=true"),
-    "tp4": _layout(4, "tensor_parallel=4"),
-    "tp4-sp": _layout(4, "tensor_parallel=4 sequence_parallel=true"),
+    "tp4": _layout(4, "tensor_parallel=4 micro_batch_size=8"),
+    "tp4-sp": _layout(4, "tensor_parallel=4 sequence_parallel=true micro_batch_size=8"),
     "pp4": _layout(4, "pipeline_parallel=4"),
     "pp4-uneven": _layout(4, "pipeline_parallel=4 first_stage_layers=1 last_stage_layers=1"),
     "pp4-virtual": _layout(4, "pipeline_parallel=4 virtual_pipeline_parallel=2"),
-    "tp2-pp2": _layout(4, "tensor_parallel=2 pipeline_parallel=2"),
+    "tp2-pp2": _layout(4, "tensor_parallel=2 pipeline_parallel=2 micro_batch_size=4"),
     "tp2-pp2-sp-virtual": _layout(
-        4, "tensor_parallel=2 pipeline_parallel=2 sequence_parallel=true virtual_pipeline_parallel=2"
+        4, "tensor_parallel=2 pipeline_parallel=2 sequence_parallel=true virtual_pipeline_parallel=2 micro_batch_size=4"
     ),
-    "tp2-dp2": _layout(4, "tensor_parallel=2"),
+    "tp2-dp2": _layout(4, "tensor_parallel=2 micro_batch_size=4"),
     "tp2-dp2-sp-distributed-optimizer": _layout(
-        4, "tensor_parallel=2 sequence_parallel=true distributed_optimizer=true"
+        4, "tensor_parallel=2 sequence_parallel=true distributed_optimizer=true micro_batch_size=4"
     ),
     "pp2-dp2": _layout(4, "pipeline_parallel=2"),
     "pp2-dp2-virtual-distributed-optimizer": _layout(
         4, "pipeline_parallel=2 virtual_pipeline_parallel=2 distributed_optimizer=true"
     ),
 }
-"""Trained in fp32: tensor, pipeline and data parallel sizes 1, 2 and 4 on at most four processes."""
+"""Trained in fp32: tensor, pipeline and data parallel sizes 1, 2 and 4 on at most four processes. With four, and without
+a pipeline to fill, micro-batches are large: on two cores the processes wait long for each other."""
 
 BF16 = {
     f"bf16-{name}": Layout(FP32[name].processes, (*FP32[name].settings, "precision=bf16"))
