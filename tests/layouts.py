@@ -68,8 +68,8 @@ FP32 = {
         4, "pipeline_parallel=2 virtual_pipeline_parallel=2 distributed_optimizer=true"
     ),
 }
-"""Trained in fp32: tensor, pipeline and data parallel sizes 1, 2 and 4 on at most four processes. With four, and without
-a pipeline to fill, micro-batches are large: on two cores the processes wait long for each other."""
+"""Trained in fp32: tensor, pipeline and data parallel sizes 1, 2 and 4 on at most four processes. With four, and no
+pipeline to fill, micro-batches are large: on two cores the processes wait long for each other."""
 
 BF16 = {
     f"bf16-{name}": Layout(FP32[name].processes, (*FP32[name].settings, "precision=bf16"))
