@@ -27,7 +27,7 @@ def trained(once, smoke_data):
         def make(directory: Path) -> None:
             environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
             start = command(directory, smoke_data, names, processes)
-            done = subprocess.run(start, capture_output=True, text=True, env=environment, timeout=1200)
+            done = subprocess.run(start, capture_output=True, text=True, env=environment, timeout=2400)
             assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
         return once(f"layouts-{'quick' if kind else 'slow'}-{processes}", make)
