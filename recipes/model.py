@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +24,7 @@ from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
-from recipes import cpu, emulation, precision
+from recipes import cpu, emulation, megatron_words, precision
 from recipes.layers import LocalGPTModel, RMSNorm, SwiGLU, TorchAttention
 from recipes.settings import RunSettings
 
@@ -53,20 +52,11 @@ def layer_spec(
 def transformer_config(settings: RunSettings) -> TransformerConfig:
     """Megatron-Core's configuration of a run's model."""
     return TransformerConfig(
-        num_layers=settings.num_layers,
-        hidden_size=settings.hidden_size,
-        ffn_hidden_size=settings.ffn_hidden_size,
-        num_attention_heads=settings.num_attention_heads,
-        num_query_groups=settings.num_query_groups,
-        kv_channels=settings.kv_channels,
-        normalization="RMSNorm",
-        layernorm_epsilon=settings.layernorm_epsilon,
-        gated_linear_unit=True,
+        **megatron_words.architecture(settings),
         activation_func=F.silu,
         bias_activation_fusion=cpu.has_gpu(),
         # Off the GPU, "TE" is whatever the layer specification puts there: recipes.layers.SwiGLU.
         use_te_activation_func=not cpu.has_gpu(),
-        add_bias_linear=False,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         # `initialize` draws the weights, the same ones on every layout. Megatron-Core's own step stays on, for it
@@ -74,36 +64,16 @@ def transformer_config(settings: RunSettings) -> TransformerConfig:
         init_method=_leave,
         output_layer_init_method=_leave,
         **precision.config(settings),
-        tensor_model_parallel_size=settings.tensor_parallel,
-        pipeline_model_parallel_size=settings.pipeline_parallel,
-        virtual_pipeline_model_parallel_size=_unless(settings.virtual_pipeline_parallel, 1),
-        num_layers_in_first_pipeline_stage=_unless(settings.first_stage_layers, 0),
-        num_layers_in_last_pipeline_stage=_unless(settings.last_stage_layers, 0),
+        **megatron_words.parallel_sizes(settings),
         # In batches, two stages would mix up what they send each other for one chunk and for another.
         overlap_p2p_comm=settings.virtual_pipeline_parallel > 1,
         batch_p2p_comm=settings.virtual_pipeline_parallel == 1,
-        account_for_embedding_in_pipeline_split=settings.embedding_and_loss_as_layers,
-        account_for_loss_in_pipeline_split=settings.embedding_and_loss_as_layers,
-        context_parallel_size=settings.context_parallel,
-        sequence_parallel=settings.sequence_parallel,
-        **_RECOMPUTE[settings.recompute],
+        **megatron_words.recomputation(settings),
         gradient_accumulation_fusion=False,
         persist_layer_norm=False,
         cross_entropy_loss_fusion=cpu.has_gpu(),
         cross_entropy_fusion_impl="te" if cpu.has_gpu() else "native",
     )
-
-
-_RECOMPUTE: dict[str, dict[str, Any]] = {
-    "none": {},
-    "mlp": {"recompute_granularity": "selective", "recompute_modules": ["mlp"]},
-    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
-}
-
-
-def _unless(value: int, neutral: int) -> int | None:
-    """`value`, or None, as Megatron-Core writes it, where it changes nothing."""
-    return None if value == neutral else value
 
 
 def _leave(weight: torch.Tensor) -> torch.Tensor:

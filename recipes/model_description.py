@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from recipes.megatron_words import architecture
 from recipes.precision import is_bf16
 from recipes.settings import RunSettings
 
@@ -14,17 +15,8 @@ def model_description(settings: RunSettings) -> dict[str, Any]:
         "_target_": "nemo.collections.llm.gpt.model.base.GPTModel",
         "config": {
             "_target_": "nemo.collections.llm.gpt.model.base.GPTConfig",
-            "num_layers": settings.num_layers,
-            "hidden_size": settings.hidden_size,
-            "ffn_hidden_size": settings.ffn_hidden_size,
-            "num_attention_heads": settings.num_attention_heads,
-            "num_query_groups": settings.num_query_groups,
-            "kv_channels": settings.kv_channels,
-            "normalization": "RMSNorm",
-            "layernorm_epsilon": settings.layernorm_epsilon,
-            "gated_linear_unit": True,
+            **architecture(settings),
             "activation_func": {"_target_": "torch.nn.functional.silu", "_call_": False},
-            "add_bias_linear": False,
             "position_embedding_type": "rope",
             "rotary_percent": settings.rotary_percent,
             "rotary_base": settings.rotary_base,

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes import encoded, layout, mixture, precision
+from recipes import encoded, layout, megatron_words, mixture, precision
 from recipes.encoded import EncodedData
 from recipes.grid import load_grid, override
 from recipes.settings import RunSettings
@@ -36,12 +36,6 @@ if TYPE_CHECKING:
 
 INSTALL = "pip install -e '.[nemo]' in an environment of its own, or bash tests/run.sh -m slow, which makes .venv-nemo"
 """How to get what this module needs."""
-
-_RECOMPUTE = {
-    "none": {},
-    "mlp": {"recompute_granularity": "selective", "recompute_modules": ["mlp"]},
-    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
-}
 
 
 def require() -> None:
@@ -122,17 +116,8 @@ def _model(settings: RunSettings, data: EncodedData, *, fused: bool) -> nemo_run
 
     config = nemo_run.Config(
         llm.GPTConfig,
-        num_layers=settings.num_layers,
-        hidden_size=settings.hidden_size,
-        ffn_hidden_size=settings.ffn_hidden_size,
-        num_attention_heads=settings.num_attention_heads,
-        num_query_groups=settings.num_query_groups,
-        kv_channels=settings.kv_channels,
-        normalization="RMSNorm",
-        layernorm_epsilon=settings.layernorm_epsilon,
-        gated_linear_unit=True,
+        **megatron_words.architecture(settings),
         activation_func=F.silu,
-        add_bias_linear=False,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         init_method_std=settings.init_std,
@@ -149,7 +134,7 @@ def _model(settings: RunSettings, data: EncodedData, *, fused: bool) -> nemo_run
         cross_entropy_loss_fusion=fused,
         gradient_accumulation_fusion=False,
         persist_layer_norm=False,
-        **_RECOMPUTE[settings.recompute],
+        **megatron_words.recomputation(settings),
     )
     return nemo_run.Config(llm.GPTModel, config=config, tokenizer=_tokenizer(data))
 
@@ -193,18 +178,9 @@ def _trainer(settings: RunSettings, data: EncodedData, devices: int, nodes: int,
     from recipes.nemo_callbacks import StepsFromOne
 
     dtypes = precision.config(settings)
-    chunks, uneven = settings.virtual_pipeline_parallel, settings.embedding_and_loss_as_layers
     strategy = nemo_run.Config(
         nl.MegatronStrategy,
-        tensor_model_parallel_size=settings.tensor_parallel,
-        pipeline_model_parallel_size=settings.pipeline_parallel,
-        virtual_pipeline_model_parallel_size=chunks if chunks > 1 else None,
-        num_layers_in_first_pipeline_stage=settings.first_stage_layers or None,
-        num_layers_in_last_pipeline_stage=settings.last_stage_layers or None,
-        account_for_embedding_in_pipeline_split=uneven,
-        account_for_loss_in_pipeline_split=uneven,
-        context_parallel_size=settings.context_parallel,
-        sequence_parallel=settings.sequence_parallel,
+        **megatron_words.parallel_sizes(settings),
         pipeline_dtype=dtypes["pipeline_dtype"],
         ddp=nemo_run.Config(
             DistributedDataParallelConfig,
@@ -270,15 +246,7 @@ def _optimizer(settings: RunSettings) -> nemo_run.Config:
         nl.MegatronOptimizerModule,
         config=nemo_run.Config(
             OptimizerConfig,
-            optimizer="adam",
-            lr=settings.learning_rate,
-            min_lr=least,
-            weight_decay=settings.weight_decay,
-            adam_beta1=settings.adam_beta1,
-            adam_beta2=settings.adam_beta2,
-            adam_eps=settings.adam_epsilon,
-            clip_grad=settings.clip_grad,
-            use_distributed_optimizer=settings.distributed_optimizer,
+            **megatron_words.optimizer(settings),
             **precision.optimizer_config(settings),
         ),
         # NeMo warms up over one step more than it is told. `StepsFromOne` does the rest.

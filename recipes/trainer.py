@@ -19,7 +19,7 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from recipes import cpu, data, emulation, precision
+from recipes import cpu, data, emulation, megatron_words, precision
 from recipes.model import build_model
 from recipes.settings import RunSettings
 
@@ -181,18 +181,7 @@ def _mean_over_ranks(losses: list[dict[str, torch.Tensor]]) -> float:
 
 
 def _optimizer_config(settings: RunSettings) -> OptimizerConfig:
-    return OptimizerConfig(
-        optimizer="adam",
-        lr=settings.learning_rate,
-        min_lr=settings.learning_rate * settings.min_learning_rate_ratio,
-        weight_decay=settings.weight_decay,
-        adam_beta1=settings.adam_beta1,
-        adam_beta2=settings.adam_beta2,
-        adam_eps=settings.adam_epsilon,
-        clip_grad=settings.clip_grad,
-        use_distributed_optimizer=settings.distributed_optimizer,
-        **precision.optimizer_config(settings),
-    )
+    return OptimizerConfig(**megatron_words.optimizer(settings), **precision.optimizer_config(settings))
 
 
 def _scheduler(optimizer: torch.optim.Optimizer, settings: RunSettings) -> OptimizerParamScheduler:
