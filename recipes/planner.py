@@ -8,6 +8,7 @@ Legality is `recipes.layout`'s, bytes are `recipes.memory`'s, seconds `recipes.c
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import shlex
@@ -33,8 +34,9 @@ DAYS = 30.0
 MOST_NODES = 256
 """*Ours*: nodes at which the search for a number of GPUs ends."""
 
-MOST_CONTEXT_PARALLEL = 16
-"""Ranks over which a sequence is shared at most; beyond, slices are too short to keep a GPU busy."""
+SLICES = (1024, 128)
+"""*Ours*: tokens of a sequence that a rank holds at least under context parallelism. Shorter slices keep no GPU busy:
+they are tried only where longer ones leave no plan, with more GPUs than the batch divides over."""
 
 LARGEST_MICRO_BATCH = 64
 """Sequences at once at most."""
@@ -163,12 +165,19 @@ def plan_run(run: Run, cluster: Cluster, gpus: int, goodput: float = GOODPUT) ->
     """The fastest layout of a run on `gpus` GPUs. NoPlanError, with the reasons, if none is legal and fits."""
     check_gpus(cluster, gpus)
     cluster.rate(run.settings.precision)
+    for shortest in SLICES[:-1]:
+        with contextlib.suppress(NoPlanError):
+            return _search(run, cluster, gpus, goodput, shortest)
+    return _search(run, cluster, gpus, goodput, SLICES[-1])
+
+
+def _search(run: Run, cluster: Cluster, gpus: int, goodput: float, shortest_slice: int) -> Plan:
     refusals = Refusals()
     model = CostModel(cluster)
     best: Plan | None = None
     smallest: tuple[Memory, RunSettings] | None = None
     considered = 0
-    for settings, data_parallel, memory in legal_layouts(run.settings, cluster, gpus, refusals):
+    for settings, data_parallel, memory in legal_layouts(run.settings, cluster, gpus, refusals, shortest_slice):
         considered += 1
         if memory.total > cluster.usable_bytes:
             if smallest is None or memory.total < smallest[0].total:
@@ -212,16 +221,17 @@ def check_gpus(cluster: Cluster, gpus: int) -> None:
 
 
 def legal_layouts(
-    base: RunSettings, cluster: Cluster, gpus: int, refusals: Refusals
+    base: RunSettings, cluster: Cluster, gpus: int, refusals: Refusals, shortest_slice: int = SLICES[-1]
 ) -> Iterator[tuple[RunSettings, int, Memory]]:
     """Every legal layout on `gpus` GPUs with its replicas and the memory of its fullest GPU, in the cheapest
-    recomputation that fits; those that fit in none come too, with the full one's memory."""
+    recomputation that fits; those that fit in none come too, with the full one's memory. Context parallel ranks hold
+    at least `shortest_slice` tokens of a sequence."""
     base = dataclasses.replace(base, **_DEFAULTS)
     for tensor in _divisors(gpus, cluster.gpus_per_node):
         cut = _try(base, refusals, tensor_parallel=tensor, sequence_parallel=tensor > 1)
         if cut is None:
             continue
-        for context in _divisors(gpus // tensor, MOST_CONTEXT_PARALLEL):
+        for context in _divisors(gpus // tensor, max(1, base.sequence_length // shortest_slice)):
             shared = _try(cut, refusals, context_parallel=context)
             if shared is None:
                 continue

@@ -13,7 +13,7 @@ from recipes.cluster import CLUSTERS, load_cluster
 from recipes.cost import CostModel
 from recipes.grid import Run, load_grid
 from recipes.parallel import main
-from recipes.planner import NoPlanError, Refusals, legal_layouts, plan_run, plan_within
+from recipes.planner import SLICES, NoPlanError, Refusals, legal_layouts, plan_run, plan_within
 from tokenizer.cli import UserError
 
 SHIPPED = sorted(CLUSTERS.glob("*.yaml"))
@@ -64,7 +64,7 @@ def test_a_plan_is_legal_and_the_fastest_that_fits(paper, a100, name, gpus, publ
     model = CostModel(a100)
     times = [
         model.step_time(settings, replicas).total
-        for settings, replicas, memory_ in legal_layouts(run.settings, a100, gpus, Refusals())
+        for settings, replicas, memory_ in legal_layouts(run.settings, a100, gpus, Refusals(), SLICES[0])
         if memory_.total <= a100.usable_bytes
     ]
     assert plan.step.total == min(times)
