@@ -73,18 +73,28 @@ class Cluster:
 _FIELDS = {item.name: str(item.type) for item in dataclasses.fields(Cluster)}
 
 
+LIKE, SLURM = "like", "slurm"
+"""Keys beside the numbers: another cluster file whose numbers this one takes where it gives none of its own, and what
+the launcher needs to know of the cluster's Slurm (`launchers.site`)."""
+
+
 def load_cluster(path: str | Path) -> Cluster:
     """Read a cluster file, or one of the shipped ones by its bare name (``dgx-h100``).
 
     Raises UserError with file and line for a missing, unknown or senseless number.
     """
-    source = SettingsFile.read(_resolve(path))
-    source.check_keys((), set(_FIELDS))
-    values = {}
+    source = read_cluster_file(path)
+    values: dict[str, Any] = {}
+    if LIKE in source.value:
+        other = read_cluster_file(str(source.value[LIKE]), beside=source.path)
+        if LIKE in other.value:
+            raise source.error((LIKE,), f"{other.path} is like another file itself; name that one")
+        values = vars(load_cluster(other.path)) | {"name": source.path.stem}
     for name, kind in _FIELDS.items():
-        if name not in source.value:
-            raise source.error((), f"{name} is missing; launchers/clusters/dgx-h100.yaml shows all keys")
-        values[name] = _checked(source, name, kind, source.value[name])
+        if name in source.value:
+            values[name] = _checked(source, name, kind, source.value[name])
+        elif name not in values:
+            raise source.error((), f"{name} is missing; give it, or `like: dgx-h100` for that machine's numbers")
     if odd := set(values["peak_flops"]) ^ set(values["gemm_efficiency"]):
         raise source.error(
             ("gemm_efficiency",),
@@ -95,9 +105,18 @@ def load_cluster(path: str | Path) -> Cluster:
     return Cluster(**values)
 
 
-def _resolve(path: str | Path) -> Path:
+def read_cluster_file(path: str | Path, beside: Path | None = None) -> SettingsFile:
+    """A cluster file with its lines, its keys checked; a path that is not absolute may start `beside` another file."""
+    source = SettingsFile.read(_resolve(path, beside))
+    source.check_keys((), {*_FIELDS, LIKE, SLURM})
+    return source
+
+
+def _resolve(path: str | Path, beside: Path | None) -> Path:
     shipped = CLUSTERS / f"{Path(path).name}.yaml"
     path = Path(path)
+    if beside is not None and (beside.parent / path).is_file():
+        return beside.parent / path
     if path.is_file():
         return path
     if shipped.is_file() and path.name == str(path):

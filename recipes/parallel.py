@@ -19,7 +19,7 @@ from rich.table import Table
 
 from recipes.cluster import GIB, Cluster, load_cluster
 from recipes.grid import Grid, Run, load_grid, override
-from recipes.planner import DAYS, GOODPUT, NoPlanError, Plan, describe, plan_run, plan_within
+from recipes.planner import DAYS, GOODPUT, NoPlanError, Plan, Planner, describe
 from tokenizer import cli
 from tokenizer.cli import UserError
 
@@ -153,15 +153,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--days is {arguments.days}; it must be above 0")
     grid, cluster = load_grid(arguments.grid), load_cluster(arguments.cluster)
     runs = grid.select(arguments.run)
+    planner = Planner(cluster, arguments.goodput)
     found: list[Plan | NoPlanError] = []
     with cli.progress_bar() as bar:
         for run in bar.track(runs, description="planning"):
             run = Run(run.name, override(run.settings, arguments.settings))
             try:
-                if arguments.gpus is None:
-                    found.append(plan_within(run, cluster, arguments.days, arguments.goodput))
-                else:
-                    found.append(plan_run(run, cluster, arguments.gpus, arguments.goodput))
+                of_days = arguments.gpus is None
+                found.append(planner.within(run, arguments.days) if of_days else planner.on(run, arguments.gpus))
             except NoPlanError as error:
                 if len(runs) == 1 and not arguments.explain:
                     raise

@@ -9,6 +9,7 @@ Legality is `recipes.layout`'s, bytes are `recipes.memory`'s, seconds `recipes.c
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import math
 import shlex
@@ -26,7 +27,7 @@ from tokenizer.cli import UserError
 
 GOODPUT = 0.95
 """*Ours*: share of the wall-clock time that goes into steps at the modelled speed; the rest is lost to restarts,
-checkpoints, evaluation, slow nodes. The paper's four figures fit 0.92 to 0.99 best (docs/planner.md)."""
+checkpoints, evaluation, slow nodes. The paper's four figures fit 0.96 best (docs/planner.md)."""
 
 DAYS = 30.0
 """*Ours*: a run should take no longer, where the number of GPUs is left open."""
@@ -193,21 +194,51 @@ def _search(run: Run, cluster: Cluster, gpus: int, goodput: float, shortest_slic
 
 def plan_within(run: Run, cluster: Cluster, days: float = DAYS, goodput: float = GOODPUT) -> Plan:
     """The plan with the fewest nodes, a power of two, that takes at most `days`; NoPlanError if there is none."""
-    nodes, slowest = 1, None
-    while nodes <= MOST_NODES:
-        try:
-            slowest = plan_run(run, cluster, nodes * cluster.gpus_per_node, goodput)
-            if slowest.days <= days:
-                return slowest
-        except NoPlanError as error:
-            reason = error
-        nodes *= 2
-    if slowest is None:
-        raise reason
-    raise NoPlanError(
-        f"{run.name} takes {slowest.days:.0f} days on {slowest.gpus} GPUs of {cluster.name}, more than "
-        f"--days {days:g}; raise it, or give --gpus"
-    )
+    return Planner(cluster, goodput).within(run, days)
+
+
+class Planner:
+    """Plans of many runs on one cluster: runs that differ in budget and seed alone are searched once."""
+
+    def __init__(self, cluster: Cluster, goodput: float = GOODPUT) -> None:
+        self.cluster = cluster
+        self.goodput = goodput
+        self._found: dict[tuple, Plan] = {}
+
+    def on(self, run: Run, gpus: int) -> Plan:
+        """`plan_run`."""
+        shape = {**vars(run.settings), "tokens": 0, "seed": 0, "num_checkpoints": 0, "skip_steps": ()}
+        key = (repr(sorted(shape.items())), gpus)
+        if key not in self._found:
+            self._found[key] = plan_run(run, self.cluster, gpus, self.goodput)
+        plan = self._found[key]
+        layout_ = {name: getattr(plan.settings, name) for name in LAYOUT_SETTINGS}
+        return dataclasses.replace(plan, run=run.name, settings=dataclasses.replace(run.settings, **layout_))
+
+    def within(self, run: Run, days: float = DAYS) -> Plan:
+        """`plan_within`."""
+        self.cluster.rate(run.settings.precision)
+        peak = max(self.cluster.peak_flops.values()) * self.cluster.gpus_per_node
+        # What the GPUs' peak rate cannot do in time need not be searched.
+        ideal = run.settings.flops_6nd(run.settings.num_steps * run.settings.tokens_per_step) / peak / _SECONDS_A_DAY
+        nodes, slowest = 1, None
+        while 2 * nodes <= MOST_NODES and ideal / nodes > days:
+            nodes *= 2
+        reason = NoPlanError(f"{run.name} has no plan on {self.cluster.name}")
+        while nodes <= MOST_NODES:
+            try:
+                slowest = self.on(run, nodes * self.cluster.gpus_per_node)
+                if slowest.days <= days:
+                    return slowest
+            except NoPlanError as error:
+                reason = error
+            nodes *= 2
+        if slowest is None:
+            raise reason
+        raise NoPlanError(
+            f"{run.name} takes {slowest.days:.0f} days on {slowest.gpus} GPUs of {self.cluster.name}, more than "
+            f"--days {days:g}; raise it, or give --gpus"
+        )
 
 
 def check_gpus(cluster: Cluster, gpus: int) -> None:
@@ -312,13 +343,13 @@ def _micro_batches(
     virtual, stages = settings.virtual_pipeline_parallel > 1, settings.pipeline_parallel
     share = settings.global_batch_size // replicas
     for micro in _divisors(share, LARGEST_MICRO_BATCH):
-        candidate = dataclasses.replace(settings, micro_batch_size=micro)
+        candidate = _unchecked(settings, micro_batch_size=micro)
         if virtual and share // micro % stages:
             refusals.add_from(lambda it=candidate: layout.data_parallel_size(it, gpus), (stages, micro), candidate)
             continue
         for recompute in RECOMPUTE:
             if recompute != candidate.recompute:
-                candidate = dataclasses.replace(candidate, recompute=recompute)
+                candidate = _unchecked(candidate, recompute=recompute)
             memory = worst_rank(candidate, replicas)
             if memory.total <= cluster.usable_bytes:
                 yield candidate, replicas, memory
@@ -328,6 +359,14 @@ def _micro_batches(
             yield candidate, replicas, memory
             # A larger micro-batch needs more.
             return
+
+
+def _unchecked(settings: RunSettings, **changes: Any) -> RunSettings:
+    """`settings` with changes that are legal for any settings, without the checks: they are half of the search."""
+    copied = copy.copy(settings)
+    for name, value in changes.items():
+        object.__setattr__(copied, name, value)
+    return copied
 
 
 def _divisors(number: int, largest: int) -> list[int]:
