@@ -13,8 +13,10 @@ from typing import Any
 
 from emergence_eval.definitions import ALL, TaskDefinition, load
 from launchers.directory import check_corpus, check_unchanged, is_finished, num_checkpoints
-from launchers.estimate import MEMORY_PER_PARAMETER, checkpoint_bytes
+from launchers.disk import kept_bytes, meanwhile_bytes
+from launchers.estimate import MEMORY_PER_PARAMETER
 from launchers.plan import GridDirectory
+from recipes.checkpoint import MANIFEST, RESUME
 from recipes.grid import Grid, Run
 from recipes.index_cache import BYTES_PER_SEQUENCE
 from tokenizer.cli import UserError
@@ -69,18 +71,28 @@ def check_before_start(
 def check_machine(runs: Sequence[Run], folder: GridDirectory, corpus_bytes: int, jobs: int) -> None:
     """Raise UserError if memory or disk are too small for what is still to be trained."""
     _check_memory([run for run in runs if not is_finished(run, folder)], jobs)
-    _check_disk(runs, folder, corpus_bytes)
+    check_disk(runs, folder, corpus_bytes, jobs)
 
 
-def needed_disk_bytes(runs: Sequence[Run], folder: GridDirectory, corpus_bytes: int) -> int:
-    """What is still to be written: checkpoints, the index of the data, and the data if they are not there."""
-    checkpoints = sum(
-        checkpoint_bytes(run.settings) * (len(run.settings.checkpoint_steps) - num_checkpoints(run, folder))
-        for run in runs
-    )
+def needed_disk_bytes(runs: Sequence[Run], folder: GridDirectory, corpus_bytes: int, at_once: int | None = None) -> int:
+    """Free space that `runs` need at the fullest moment: checkpoints, states to resume from, the index of the data, and
+    the data if they are not there.
+
+    Args:
+        corpus_bytes: Size of the documents on disk.
+        at_once: How many runs train side by side; None for all.
+    """
+    left = {run.name: len(run.settings.checkpoint_steps) - num_checkpoints(run, folder) for run in runs}
+    kept = sum(kept_bytes(run, left[run.name]) for run in runs)
+    meanwhile = [meanwhile_bytes(run, left[run.name], _num_resume_states(run, folder)) for run in runs]
     sequences = sum(run.settings.num_steps * run.settings.global_batch_size for run in runs)
     index = 0 if folder.index_is_done(runs) else BYTES_PER_SEQUENCE * sequences
-    return checkpoints + index + (0 if folder.data_are_done() else DATA_BYTES_PER_FILE_BYTE * corpus_bytes)
+    data = 0 if folder.data_are_done() else DATA_BYTES_PER_FILE_BYTE * corpus_bytes
+    return kept + sum(sorted(meanwhile, reverse=True)[:at_once]) + index + data
+
+
+def _num_resume_states(run: Run, folder: GridDirectory) -> int:
+    return len(list((folder.path / run.name / RESUME).glob(f"step_*/{MANIFEST}")))
 
 
 def existing_parent(path: Path) -> Path:
@@ -110,8 +122,9 @@ def _check_memory(runs: Sequence[Run], jobs: int) -> None:
         )
 
 
-def _check_disk(runs: Sequence[Run], folder: GridDirectory, corpus_bytes: int) -> None:
-    need = needed_disk_bytes(runs, folder, corpus_bytes) + SPARE_DISK_BYTES
+def check_disk(runs: Sequence[Run], folder: GridDirectory, corpus_bytes: int, at_once: int | None = None) -> None:
+    """Raise UserError if the file system has less free than `needed_disk_bytes`."""
+    need = needed_disk_bytes(runs, folder, corpus_bytes, at_once) + SPARE_DISK_BYTES
     parent = existing_parent(folder.path)
     free = shutil.disk_usage(parent).free
     if need > free:

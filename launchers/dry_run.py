@@ -64,8 +64,9 @@ def print_plan(
     )
     if corpus_bytes is None:
         say("The time for encoding is that of an empty corpus; give --corpus for a better one.")
-    disk = needed_disk_bytes(runs, folder, corpus_bytes or 0)
-    say(f"Disk: {_size(disk)} still to be written{'' if corpus_bytes else ' beside the encoded documents'}.")
+    disk = needed_disk_bytes(runs, folder, corpus_bytes or 0, jobs)
+    beside = "" if corpus_bytes else " beside the encoded documents"
+    say(f"Disk: {_size(disk)} more{beside} at the fullest moment, optimizer states to resume from included.")
     try:
         check_machine(runs, folder, corpus_bytes or 0, jobs)
     except UserError as error:

@@ -69,9 +69,6 @@ REPORT_SECONDS = 20.0
 REFRESH_SECONDS = 5.0
 """Time between two looks at what the runs have written."""
 
-BYTES_PER_PARAMETER = 12
-"""A checkpoint in single precision: the weights and AdamW's two moments."""
-
 MEMORY_PER_PARAMETER = 16
 """Bytes that training needs for a parameter, without activations: weights, gradients and two moments."""
 
@@ -240,8 +237,3 @@ def _with_starts(phase: str, times: Sequence[float], jobs: int) -> list[float]:
         return times
     processes = min(len(times), 3 * jobs)
     return [*times, *[EVALUATION_START_SECONDS] * processes]
-
-
-def checkpoint_bytes(settings: RunSettings) -> int:
-    """Size of one checkpoint on disk."""
-    return BYTES_PER_PARAMETER * settings.parameters
