@@ -14,14 +14,17 @@ from megatron.core import parallel_state, tensor_parallel
 from recipes import cpu
 from recipes.layout import world_size
 from recipes.settings import RunSettings
-from tokenizer.cli import UserError
+from tokenizer.cli import StartAgain, UserError
 
 _TIMEOUT = timedelta(minutes=30)
 
 
 @contextmanager
 def process_groups(settings: RunSettings) -> Iterator[None]:
-    """Join the run's processes and build Megatron-Core's groups; leave them when the block ends."""
+    """Join the run's processes and build Megatron-Core's groups; leave them when the block ends.
+
+    Raises UserError if the port is in use, StartAgain if the processes do not meet.
+    """
     cpu.install()
     if cpu.has_gpu():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -33,7 +36,7 @@ def process_groups(settings: RunSettings) -> Iterator[None]:
         try:
             torch.distributed.init_process_group(cpu.backend(), timeout=_TIMEOUT)
         except torch.distributed.DistError as error:
-            raise UserError(_cannot_meet(error)) from None
+            raise _cannot_meet(error) from None
     try:
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=settings.tensor_parallel,
@@ -50,12 +53,14 @@ def process_groups(settings: RunSettings) -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
-def _cannot_meet(error: Exception) -> str:
+def _cannot_meet(error: Exception) -> UserError | StartAgain:
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     if "EADDRINUSE" in str(error):
-        return f"port {port} of {address} is in use; give another MASTER_PORT (torchrun: --master-port)"
+        return UserError(f"port {port} of {address} is in use; give another MASTER_PORT (torchrun: --master-port)")
     reason = str(error).strip().splitlines()[0]
-    return f"the processes cannot meet at {address}:{port} ({reason}); start all of them, on machines that reach it"
+    return StartAgain(
+        f"the processes cannot meet at {address}:{port} ({reason}); start all of them, on machines that reach it"
+    )
 
 
 def is_first_rank() -> bool:

@@ -24,6 +24,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def rank() -> int:
+    """Number of this process among those of its run, as torchrun says; the first writes the run's files."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def model_parallel_size(settings: RunSettings) -> int:
     """Ranks that hold one replica of the model."""
     return settings.tensor_parallel * settings.pipeline_parallel * settings.context_parallel

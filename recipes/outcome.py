@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from json import loads
 from pathlib import Path
 
+from recipes import layout
 from tokenizer.files import write_json
 
 DIRECTORY = "RECIPES_OUTCOMES"
@@ -21,16 +22,14 @@ class Outcome:
     exit_code: int
     message: str = ""
     """One line for the user."""
-    lost_peer: bool = False
-    """Whether it ended because another process had."""
 
 
-def hand_over(exit_code: int, message: str = "", *, lost_peer: bool = False) -> bool:
+def hand_over(exit_code: int, message: str = "") -> bool:
     """Leave this process's outcome to the launcher, which will say `message`; False if there is none."""
     if not (directory := os.environ.get(DIRECTORY)):
         return False
-    rank = int(os.environ.get("RANK", "0"))
-    write_json(Path(directory) / f"{rank}.json", asdict(Outcome(rank, exit_code, message, lost_peer)))
+    rank = layout.rank()
+    write_json(Path(directory) / f"{rank}.json", asdict(Outcome(rank, exit_code, message)))
     return True
 
 

@@ -9,8 +9,9 @@ Settings of `recipes.settings.RunSettings` can be overridden at the end, as key=
     python -m recipes.launch --nproc-per-node 2 -- --grid smoke --run small-20480 --out runs/smoke tensor_parallel=2
     torchrun --nproc-per-node 2 -m -- recipes.pretrain --grid smoke --run small-20480 --out runs/smoke tensor_parallel=2
 
-SIGTERM and SIGUSR1 let the step end, save and leave with exit code 75: the same command goes on. Ctrl-C does the
-same with 130, a second one ends at once. A loss that is not finite, or above `max_loss_jump`, stops the run before
+SIGTERM and SIGUSR1 let the step end, save and leave with exit code 75: the same command goes on, as it does after 69
+(another process of the run is gone, or still holds its directory). Ctrl-C ends like SIGTERM with 130, a second one at
+once. A loss that is not finite, or above `max_loss_jump`, stops the run before
 its weights are touched and says which batch it was; `skip_steps=[STEP]` passes over it. (torchrun needs the `--`,
 or it takes `--run` for an option of its own, and has exit codes of its own; `recipes.launch` has the run's.)
 """
@@ -41,7 +42,7 @@ from recipes.outcome import hand_over
 from recipes.provenance import git_revision, versions
 from recipes.settings import LAYOUT_SETTINGS, OPERATION_SETTINGS, RunSettings, format_count
 from tokenizer import cli
-from tokenizer.cli import UserError
+from tokenizer.cli import StartAgain, UserError
 from tokenizer.files import write_text
 
 logger = logging.getLogger("recipes.pretrain")
@@ -98,13 +99,14 @@ def train(
     """Train the run `name` into `directory` until its last step, from its newest whole state if there is one.
 
     Raises UserError where the data, the layout or an earlier start of the run do not fit the settings, where a
-    loss must not be trained on and where the disk is full; Stopped after a signal.
+    loss must not be trained on and where the disk is full; StartAgain where another process trains it or the run's
+    others are not there; Stopped after a signal.
     """
     layout.data_parallel_size(settings)
     data = encoded.read_data(data_directory)
     encoded.check(data, settings)
     precision.check(settings)
-    writes = int(os.environ.get("RANK", "0")) == 0
+    writes = layout.rank() == 0
     with _locked(directory) if writes else nullcontext():
         _check_same_run(directory, settings, data)
         if writes:
@@ -155,7 +157,7 @@ def _train_from_latest(
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Hold the run's directory; UserError if another process trains it."""
+    """Hold the run's directory; StartAgain if another process trains it."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = os.open(directory / ".lock", os.O_CREAT | os.O_RDWR)
@@ -165,7 +167,8 @@ def _locked(directory: Path) -> Iterator[None]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
-        raise UserError(f"another process trains {directory} now; wait for it or stop it") from None
+        # On a cluster it is the run's own, on a node that was given up a moment ago.
+        raise StartAgain(f"another process trains {directory} now; wait for it or stop it") from None
     try:
         yield
     finally:
@@ -269,18 +272,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             hand_over(cli.EXIT_INTERRUPTED)
             raise
         except UserError as error:
-            return _tell(error)
+            return _tell(error, cli.EXIT_USER_ERROR)
+        except StartAgain as error:
+            return _tell(error, error.exit_code)
         except Exception as error:
             if not lost_peer(error):
                 raise
             reason = str(error).strip().splitlines()[0]
-            return _tell(
-                UserError(
-                    f"another process of the run is gone ({reason}); the states saved before are whole: run the same "
-                    "command again to go on from the newest"
-                ),
-                lost_peer=True,
+            lost = StartAgain(
+                f"another process of the run is gone ({reason}); the states saved before are whole: run the same "
+                "command again to go on from the newest"
             )
+            return _tell(lost, lost.exit_code)
     hand_over(0)
     return 0
 
@@ -298,11 +301,11 @@ def _run(arguments: argparse.Namespace, signals: StopSignals) -> None:
     train(grid.name, arguments.run, settings, arguments.out / arguments.run, data_directory, signals)
 
 
-def _tell(error: UserError, *, lost_peer: bool = False) -> int:
-    """The exit code for `error`, which one process says: the launcher, or else the first rank by raising it."""
-    if not hand_over(cli.EXIT_USER_ERROR, str(error), lost_peer=lost_peer) and os.environ.get("RANK", "0") == "0":
+def _tell(error: UserError | StartAgain, exit_code: int) -> int:
+    """`exit_code` for `error`, which one process says: the launcher, or else the first rank by raising it."""
+    if not hand_over(exit_code, str(error)) and layout.rank() == 0:
         raise error
-    return cli.EXIT_USER_ERROR
+    return exit_code
 
 
 if __name__ == "__main__":

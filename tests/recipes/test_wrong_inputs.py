@@ -374,8 +374,8 @@ def mark() -> Iterator[str]:
     assert not left
 
 
-def assert_one_line(done: subprocess.CompletedProcess, said: str) -> None:
-    assert done.returncode == 2, done.stderr
+def assert_one_line(done: subprocess.CompletedProcess, said: str, code: int = 2) -> None:
+    assert done.returncode == code, done.stderr
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr
     assert re.match(r"error: \S", lines[0])
@@ -448,7 +448,7 @@ def test_a_process_that_dies(place, mark):
     victim.send_signal(signal.SIGKILL)
     output, errors = process.communicate(timeout=120)
     done = subprocess.CompletedProcess(command, process.returncode, output, errors)
-    assert_one_line(done, r"process 1 of the run was ended by SIGKILL .*; run the same command again to go on")
+    assert_one_line(done, r"process 1 of the run was ended by SIGKILL .*; run the same command again to go on", 137)
     assert not processes_of(mark)
     from recipes import checkpoint
 
