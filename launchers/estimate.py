@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from launchers.local import Failure, LocalExecutor, Observer, Process
 from launchers.plan import PHASES, GridDirectory, Plan, Step
-from launchers.status import Progress, read_progress
+from launchers.progress import Progress, read_progress
 from recipes.grid import Run
 from recipes.settings import RunSettings
 

@@ -1,4 +1,4 @@
-"""How far each run of a grid is, read from what the steps have written; works during a launch and after it.
+"""What `--status` shows of a study, as a table and as JSON; works during a launch and after it.
 
 bash launchers/slurm_grid.sh --grid recipes/grids/smoke.yaml --status
 """
@@ -6,114 +6,44 @@ bash launchers/slurm_grid.sh --grid recipes/grids/smoke.yaml --status
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from launchers.directory import launcher_pid, num_checkpoints, num_results
 from launchers.local import Failure, LocalExecutor, Observer, Process
-from launchers.plan import GridDirectory, read_json
-from recipes.grid import Grid, Run
+from launchers.plan import GridDirectory
+from launchers.queued import QueuedJob
+from launchers.states import RunStatus, Study, read_study
+from launchers.tried import NOTES
+from recipes.grid import Grid
 from recipes.settings import format_count
 from tokenizer import files
 
-NOTES = "launcher.json"
-"""File in the logs' directory that says what the launcher is doing; a help for `--status`, needed by no step."""
+_COLOURS = {
+    "running": "cyan",
+    "finished": "green",
+    "failed": "red",
+    "stopped": "yellow",
+    "cancelled": "yellow",
+    "requeued": "yellow",
+}
 
-_TAIL_BYTES = 64 * 1024
+_FOLDED = ("finished", "waiting", "queued")
+"""States whose runs share a line where there is no room for all, in that order."""
 
+_MOST_NAMES = 3
+"""Runs that are named in a line for many."""
 
-@dataclass(frozen=True)
-class Progress:
-    """How far the training of a run is."""
-
-    step: int = 0
-    tokens: int = 0
-    loss: float | None = None
-    """Training loss of the last step, nats per token."""
-    heldout_loss: float | None = None
-    """Held-out loss of the last checkpoint, nats per token."""
-    tokens_per_second: float | None = None
-    """Median of the last steps' rates."""
-
-
-@dataclass(frozen=True)
-class RunStatus:
-    """One line of `--status`."""
-
-    run: str
-    state: str
-    """waiting, running, stopped (begun, and nobody works on it), finished (trained to its end) or failed."""
-    step: int
-    steps: int
-    tokens: int
-    tokens_planned: int
-    loss: float | None
-    heldout_loss: float | None
-    tokens_per_second: float | None
-    eta_seconds: float | None
-    """Time to the end of a running run at its present rate."""
-    checkpoints: int
-    checkpoints_planned: int
-    checkpoints_evaluated: int
-    error: str | None = None
-    """Last error of a failed run or evaluation."""
-    log: str | None = None
-    """Where that error stands."""
-
-
-def read_progress(run: Run, folder: GridDirectory) -> Progress:
-    """The end of the run's loss.csv, and the held-out loss of its last checkpoint."""
-    rows = _last_rows(folder.path / run.name / "loss.csv")
-    heldout = None
-    for step in reversed(run.settings.checkpoint_steps):
-        if folder.has_checkpoint(run.name, step):
-            manifest = read_json(folder.checkpoint(run.name, step) / "manifest.json")
-            heldout = manifest.get("losses", {}).get("heldout")
-            break
-    if not rows:
-        return Progress(heldout_loss=heldout)
-    rates = sorted(rate for row in rows if (rate := _number(row.get("tokens_per_second"))))
-    return Progress(
-        step=int(_number(rows[-1].get("step")) or 0),
-        tokens=int(_number(rows[-1].get("tokens")) or 0),
-        loss=_number(rows[-1].get("train_loss")),
-        heldout_loss=heldout,
-        tokens_per_second=rates[len(rates) // 2] if rates else None,
-    )
-
-
-def _last_rows(path: Path) -> list[dict[str, str]]:
-    """The last whole lines of a CSV file with a header; none where there is no file."""
-    try:
-        with open(path, "rb") as file:
-            header = file.readline()
-            start = max(len(header), file.seek(0, os.SEEK_END) - _TAIL_BYTES)
-            file.seek(start)
-            tail = file.read()
-    except OSError:
-        return []
-    if start > len(header):
-        tail = tail.partition(b"\n")[2]
-    # A line without its end is still being written.
-    lines = tail[: tail.rfind(b"\n") + 1].decode(errors="replace").splitlines()
-    names = next(csv.reader([header.decode(errors="replace")]), [])
-    return [dict(zip(names, row, strict=False)) for row in csv.reader(lines) if len(row) == len(names)]
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return float(text) if text else None
-    except ValueError:
-        return None
+_MOST_PROBLEMS = 10
+"""Evaluations that were given up that have a line each."""
 
 
 class Notes(Observer):
@@ -158,100 +88,148 @@ class Notes(Observer):
             files.write_json(self._path, self._value)
 
 
-def read_status(grid: Grid, folder: GridDirectory) -> list[RunStatus]:
-    """The state of every run of the grid."""
-    notes = read_json(folder.logs / NOTES)
-    at_work = launcher_pid(folder) is not None
-    running = notes.get("running", {}) if at_work else {}
-    failed = notes.get("failed", {})
-    return [_run_status(run, folder, running, failed) for run in grid.runs]
+def status_table(
+    grid: Grid, folder: GridDirectory, queue: Mapping[str, QueuedJob] | None = None, height: int | None = None
+) -> Group:
+    """What `--status` prints: a table of the runs, and a line for each that does not simply go on.
+
+    Args:
+        queue: The study's jobs by their steps; nothing where there is no scheduler.
+        height: Lines that there are; runs with nothing to tell share a line where all do not fit. None for no limit.
+    """
+    study = read_study(grid, folder, queue)
+    lines = list(_lines(study))
+    # Title, headings and the table's borders, and a line that the terminal keeps for its cursor.
+    room = None if height is None else max(1, height - len(lines) - 6)
+    return Group(_runs_table(study, room), *lines)
 
 
-def _run_status(run: Run, folder: GridDirectory, running: dict, failed: dict) -> RunStatus:
-    settings = run.settings
-    progress = read_progress(run, folder)
-    written = num_checkpoints(run, folder)
-    failures = [entry for entry in failed.values() if entry.get("run") == run.name]
-    evaluated = num_results([run], folder)
-    if folder.has_checkpoint(run.name, settings.checkpoint_steps[-1]):
-        state = "finished"
-        if evaluated == len(settings.checkpoint_steps):
-            failures = []
-    elif f"train {run.name}" in running:
-        state = "running"
-    elif f"train {run.name}" in failed:
-        state = "failed"
-    elif progress.step or written:
-        state = "stopped"
-    else:
-        state = "waiting"
-    planned = settings.num_steps * settings.tokens_per_step
-    rate = progress.tokens_per_second
-    return RunStatus(
-        run=run.name,
-        state=state,
-        step=settings.num_steps if state == "finished" else progress.step,
-        steps=settings.num_steps,
-        tokens=planned if state == "finished" else progress.tokens,
-        tokens_planned=planned,
-        loss=progress.loss,
-        heldout_loss=progress.heldout_loss,
-        tokens_per_second=rate,
-        eta_seconds=(planned - progress.tokens) / rate if state == "running" and rate else None,
-        checkpoints=written,
-        checkpoints_planned=len(settings.checkpoint_steps),
-        checkpoints_evaluated=evaluated,
-        error=failures[-1]["message"] if failures else None,
-        log=failures[-1]["log"] if failures else None,
-    )
+def status_value(grid: Grid, folder: GridDirectory, queue: Mapping[str, QueuedJob] | None = None) -> dict[str, Any]:
+    """What `--status --json` prints."""
+    study = read_study(grid, folder, queue)
+    return {
+        "grid": study.grid,
+        "path": str(study.path),
+        "done": study.is_done,
+        "eta_seconds": study.eta_seconds,
+        "launcher_pid": study.launcher_pid,
+        "on_slurm": study.on_slurm,
+        "tokenizer_done": study.tokenizer_done,
+        "data_done": study.data_done,
+        "report": str(study.report) if study.report else None,
+        "results_since_report": study.results_since_report,
+        "evaluations": dataclasses.asdict(study.evaluations),
+        "failed": study.failed,
+        "runs": [dataclasses.asdict(line) for line in study.runs],
+        "jobs": {step: dataclasses.asdict(job) for step, job in study.jobs.items()},
+    }
 
 
-_COLOURS = {"running": "cyan", "finished": "green", "failed": "red", "stopped": "yellow"}
-
-
-def status_table(grid: Grid, folder: GridDirectory) -> Table:
-    """What `--status` prints."""
-    pid = launcher_pid(folder)
-    shared = [
-        f"tokenizer {'done' if folder.tokenizer_is_done() else 'not yet'}",
-        f"data {'done' if folder.data_are_done() else 'not yet'}",
-        f"report {folder.report_page if folder.report_page.is_file() else 'not yet'}",
-        f"launcher at work (process {pid})" if pid else "no launcher at work",
-    ]
-    table = Table(title=f"{grid.name} in {folder.path}", title_justify="left", caption=" · ".join(shared))
-    table.caption_justify = "left"
-    headings = ("run", "state", "step", "tokens", "loss", "held-out", "tokens/s", "ETA", "checkpoints", "evaluated")
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("run", "state") else "right")
-    for line in read_status(grid, folder):
-        colour = _COLOURS.get(line.state)
-        table.add_row(
-            escape(line.run),
-            f"[{colour}]{line.state}[/]" if colour else line.state,
-            f"{line.step:,} of {line.steps:,}",
-            f"{format_count(line.tokens)} of {format_count(line.tokens_planned)}",
-            "" if line.loss is None else f"{line.loss:.4f}",
-            "" if line.heldout_loss is None else f"{line.heldout_loss:.4f}",
-            "" if line.tokens_per_second is None else f"{line.tokens_per_second:,.0f}",
-            "" if line.eta_seconds is None else format_duration(line.eta_seconds),
-            f"{line.checkpoints} of {line.checkpoints_planned}",
-            f"{line.checkpoints_evaluated} of {line.checkpoints_planned}",
-        )
+def _runs_table(study: Study, room: int | None) -> Table:
+    table = Table(title=f"{study.grid} in {study.path}", title_justify="left")
+    headings = ["run", "state", "step", "tokens", "loss", "held-out", "tokens/s", "MFU", "restarts", "ETA"]
+    for heading in (*headings, "checkpoints", "evaluated"):
+        left = heading in ("run", "state")
+        table.add_column(heading, justify="left" if left else "right", no_wrap=left)
+    hidden = _hidden(study.runs, room)
+    for run in study.runs:
+        if run.state not in hidden:
+            table.add_row(*_cells(run))
+    counts = Counter(run.state for run in study.runs)
+    for state in hidden:
+        table.add_row(f"{counts[state]} runs", _coloured(state))
     return table
 
 
-def status_value(grid: Grid, folder: GridDirectory) -> dict[str, Any]:
-    """What `--status --json` prints."""
-    return {
-        "grid": grid.name,
-        "path": str(folder.path),
-        "launcher_pid": launcher_pid(folder),
-        "tokenizer_done": folder.tokenizer_is_done(),
-        "data_done": folder.data_are_done(),
-        "report": str(folder.report_page) if folder.report_page.is_file() else None,
-        "failed": read_json(folder.logs / NOTES).get("failed", {}),
-        "runs": [dataclasses.asdict(line) for line in read_status(grid, folder)],
-    }
+def _hidden(runs: Sequence[RunStatus], room: int | None) -> list[str]:
+    """States whose runs share a line, so that the table has no more than `room` of them if that can be."""
+    counts, hidden = Counter(run.state for run in runs), []
+    for state in _FOLDED:
+        shown = sum(count for other, count in counts.items() if other not in hidden) + len(hidden)
+        if room is None or shown <= room:
+            break
+        if counts[state] > 1:
+            hidden.append(state)
+    return hidden
+
+
+def _cells(run: RunStatus) -> Iterator[str]:
+    yield escape(run.run)
+    yield _coloured(run.state)
+    yield f"{run.step:,} of {run.steps:,}"
+    yield f"{format_count(run.tokens)} of {format_count(run.tokens_planned)}"
+    yield "" if run.loss is None else f"{run.loss:.4f}"
+    yield "" if run.heldout_loss is None else f"{run.heldout_loss:.4f}"
+    yield "" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}"
+    yield "" if run.mfu is None else f"{run.mfu:.1%}"
+    yield f"{run.restarts}" if run.restarts else ""
+    yield "" if run.eta_seconds is None else format_duration(run.eta_seconds)
+    yield f"{run.checkpoints} of {run.checkpoints_planned}"
+    yield f"{run.checkpoints_evaluated} of {run.checkpoints_planned}"
+
+
+def _coloured(state: str) -> str:
+    colour = _COLOURS.get(state)
+    return f"[{colour}]{state}[/]" if colour else state
+
+
+def _lines(study: Study) -> Iterator[Text]:
+    """What stands below the table."""
+    for run in study.runs:
+        if run.state in ("failed", "stopped", "cancelled", "requeued"):
+            yield _line(run.run, run.state, run.reason, run.log if run.state in ("failed", "stopped") else None)
+    waiting: dict[tuple[str, str], list[str]] = {}
+    for run in study.runs:
+        if run.state in ("waiting", "queued"):
+            waiting.setdefault((run.state, run.reason or ""), []).append(run.run)
+    for (state, reason), names in waiting.items():
+        yield _line(_names(names), state, reason, None)
+    problems = (*study.shared, *study.evaluations.given_up)
+    for problem in problems[:_MOST_PROBLEMS]:
+        yield _line(problem.step, "failed", problem.message, problem.log)
+    if (more := len(problems) - _MOST_PROBLEMS) > 0:
+        yield Text(f"and {more} more evaluations failed; --json has them all", style="red")
+    yield Text(_evaluations(study))
+    yield Text(" · ".join(_facts(study)))
+
+
+def _line(what: str, state: str, reason: str | None, log: str | None) -> Text:
+    line = Text.assemble(what, " ", (state, _COLOURS.get(state, "")))
+    if reason:
+        line.append(f": {reason}")
+    if log:
+        line.append(f"; log: {log}")
+    return line
+
+
+def _names(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _evaluations(study: Study) -> str:
+    it = study.evaluations
+    parts = [f"{it.evaluated} of {it.planned} done"]
+    parts += [f"{count} {name}" for count, name in ((it.running, "running"), (it.queued, "queued")) if count]
+    parts += [f"{count} {name}" for count, name in ((it.waiting, "waiting"), (len(it.given_up), "failed")) if count]
+    return f"evaluations: {', '.join(parts)}"
+
+
+def _facts(study: Study) -> Iterator[str]:
+    yield f"tokenizer {'done' if study.tokenizer_done else 'not yet'}"
+    yield f"data {'done' if study.data_done else 'not yet'}"
+    newer = study.results_since_report
+    behind = f" ({newer} result{'s are' if newer > 1 else ' is'} newer)" if newer else ""
+    yield f"report {study.report}{behind}" if study.report else "report not yet"
+    if study.launcher_pid:
+        yield f"launcher at work (process {study.launcher_pid})"
+    elif not study.on_slurm:
+        yield "no launcher at work"
+    if study.on_slurm:
+        running = sum(job.is_running for job in study.jobs.values())
+        yield f"Slurm: {running} jobs run, {sum(job.is_waiting for job in study.jobs.values())} wait"
+    if study.eta_seconds:
+        yield f"all trained in about {format_duration(study.eta_seconds)} at these rates"
 
 
 def format_duration(seconds: float) -> str:

@@ -1,15 +1,19 @@
 """What a person sees of a launch: a live view on a terminal, a line an event elsewhere.
 
-with watching(plan, estimator, jobs) as display: LocalExecutor(plan, jobs, observers=[display]).run()
+    with Display(plan, estimator, jobs, console).drawing() as display:
+        LocalExecutor(plan, jobs, observers=[display]).run()
+
+`watch` keeps the table of `--status` on the screen, of a launch that goes on elsewhere.
 """
 
 from __future__ import annotations
 
+import io
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -28,6 +32,67 @@ LINES_PER_HEARTBEAT = 4
 
 REDRAW_SECONDS = 1.0
 """On a terminal: time between two looks at the files that the steps write."""
+
+WATCH_SECONDS = 5.0
+"""Time between two looks of `watch`."""
+
+
+def watch(
+    read: Callable[[], RenderableType],
+    console: Console,
+    interval: float = WATCH_SECONDS,
+    finished: Callable[[], bool] = lambda: False,
+) -> int:
+    """Show what `read` gives until `finished`, looked at every `interval` seconds; the exit code, 0 also after Ctrl-C,
+    which ends the watching and nothing else.
+
+    On a terminal it is drawn in place, and stands there when this ends. Elsewhere it is printed when it has changed.
+    """
+    try:
+        if console.is_terminal:
+            _redraw(read, console, interval, finished)
+        else:
+            _print_changes(read, console, interval, finished)
+    except KeyboardInterrupt:
+        console.print("No longer watched. What was launched goes on; look again with --status.", highlight=False)
+    return 0
+
+
+def _redraw(
+    read: Callable[[], RenderableType], console: Console, interval: float, finished: Callable[[], bool]
+) -> None:
+    with Live(console=console, auto_refresh=False) as live:
+        for shown in _looks(read, interval, finished):
+            live.update(shown, refresh=True)
+
+
+def _print_changes(
+    read: Callable[[], RenderableType], console: Console, interval: float, finished: Callable[[], bool]
+) -> None:
+    before = ""
+    for shown in _looks(read, interval, finished):
+        text = _as_text(shown, console.width)
+        if text != before:
+            console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
+            before = text
+
+
+def _looks(
+    read: Callable[[], RenderableType], interval: float, finished: Callable[[], bool]
+) -> Iterator[RenderableType]:
+    while True:
+        # Before reading, so that the last look shows the end.
+        is_last = finished()
+        yield read()
+        if is_last:
+            return
+        time.sleep(interval)
+
+
+def _as_text(shown: RenderableType, width: int) -> str:
+    page = Console(file=io.StringIO(), width=width)
+    page.print(shown)
+    return page.file.getvalue()
 
 
 class Display(Observer):

@@ -13,7 +13,9 @@ from launchers import grid as command
 from launchers.checks import check_before_start
 from launchers.directory import check_corpus, check_unchanged, locked, write_grid, write_sources
 from launchers.plan import GridDirectory, build_plan
-from launchers.status import NOTES, read_status, status_table
+from launchers.states import read_status
+from launchers.status import status_table
+from launchers.tried import NOTES
 from recipes.grid import load_grid
 from tokenizer.cli import UserError
 
