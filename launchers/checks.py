@@ -16,6 +16,7 @@ from launchers.directory import check_corpus, check_unchanged, is_finished, num_
 from launchers.disk import kept_bytes, meanwhile_bytes
 from launchers.estimate import MEMORY_PER_PARAMETER
 from launchers.plan import GridDirectory
+from recipes import layout
 from recipes.checkpoint import MANIFEST, RESUME
 from recipes.grid import Grid, Run
 from recipes.index_cache import BYTES_PER_SEQUENCE
@@ -51,6 +52,14 @@ def check_before_start(
         runs: The runs that are to be trained.
         jobs: Runs side by side.
     """
+    sources = check_inputs(grid, folder, corpus, benchmarks)
+    check_machine(runs, folder, sources["bytes"], jobs)
+    return sources
+
+
+def check_inputs(grid: Grid, folder: GridDirectory, corpus: Path | None, benchmarks: Path | None) -> dict[str, Any]:
+    """Raise UserError for documents, benchmarks or an output directory that do not do; the description of the corpus
+    otherwise."""
     if corpus is None:
         raise UserError("--corpus is missing; give a directory of documents (JSON lines, Parquet or text files)")
     if benchmarks is None:
@@ -63,14 +72,14 @@ def check_before_start(
         task.task_hash(benchmarks)
     _check_writable(folder.path)
     check_unchanged(grid, folder)
-    sources = check_corpus(corpus, folder)
-    check_machine(runs, folder, sources["bytes"], jobs)
-    return sources
+    return {**check_corpus(corpus, folder), "benchmarks": str(benchmarks.resolve())}
 
 
 def check_machine(runs: Sequence[Run], folder: GridDirectory, corpus_bytes: int, jobs: int) -> None:
-    """Raise UserError if memory or disk are too small for what is still to be trained."""
-    _check_memory([run for run in runs if not is_finished(run, folder)], jobs)
+    """Raise UserError if cores or GPUs, memory or disk are too few for what is still to be trained."""
+    left = [run for run in runs if not is_finished(run, folder)]
+    _check_processes(left, jobs)
+    _check_memory(left, jobs)
     check_disk(runs, folder, corpus_bytes, jobs)
 
 
@@ -109,6 +118,15 @@ def _check_writable(path: Path) -> None:
         raise UserError(f"{parent} is a file; give --out a directory")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"{parent} is not writable; give another --out")
+
+
+def _check_processes(runs: Sequence[Run], jobs: int) -> None:
+    for run in runs:
+        if (need := layout.model_parallel_size(run.settings)) > jobs:
+            raise UserError(
+                f"{run.name} trains in {need} processes, and {jobs} are to run side by side; raise --jobs, lower the "
+                "run's tensor_parallel, pipeline_parallel or context_parallel, or pick other runs with --runs"
+            )
 
 
 def _check_memory(runs: Sequence[Run], jobs: int) -> None:

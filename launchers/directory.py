@@ -42,15 +42,15 @@ TAKE_OVER_SECONDS = 30.0
 
 
 @contextlib.contextmanager
-def locked(folder: GridDirectory) -> Iterator[int]:
-    """Hold the directory; yields the descriptor that the processes of the steps must inherit.
+def locked(folder: GridDirectory, patience: float = 1.0) -> Iterator[int]:
+    """Hold the directory; yields the descriptor that the processes of the steps must inherit. Another launcher is given
+    `patience` seconds to end: `launcher_pid` looks at the lock for a moment, the keeper holds it for some seconds.
 
     Raises UserError when another launcher, or a process that one left, is at work in it.
     """
     folder.logs.mkdir(parents=True, exist_ok=True)
     with _open(folder.logs / LAUNCHER_LOCK) as own, _open(folder.logs / STEPS_LOCK) as steps:
-        # `launcher_pid` looks at the lock for a moment, hence a second of patience.
-        if not _take(own, seconds=1.0):
+        if not _take(own, seconds=patience):
             pid = own.read().strip() or "unknown"
             raise UserError(
                 f"another launcher (process {pid}) is at work in {folder.path}; "
@@ -168,6 +168,11 @@ def check_corpus(corpus: Path, folder: GridDirectory) -> dict[str, Any]:
 def write_sources(sources: dict[str, Any], folder: GridDirectory) -> None:
     """Keep what `check_corpus` returned."""
     files.write_json(folder.logs / SOURCES, sources)
+
+
+def read_sources(folder: GridDirectory) -> dict[str, Any]:
+    """What the last launch was made from: `corpus` and `benchmarks` are paths; empty before the first."""
+    return read_json(folder.logs / SOURCES)
 
 
 def is_finished(run: Run, folder: GridDirectory) -> bool:

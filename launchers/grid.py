@@ -1,10 +1,12 @@
-"""Trains and evaluates every run of a grid and writes the report, with all cores of this machine.
+"""Trains and evaluates every run of a grid and writes the report: on this machine, or on a Slurm cluster.
 
 Steps that are done are not done again: after an interruption of any kind, run the same command once more.
 
     bash launchers/slurm_grid.sh --grid recipes/grids/smoke.yaml --corpus DIR --benchmarks DIR
-    bash launchers/slurm_grid.sh --grid recipes/grids/smoke.yaml --dry-run      # what it would do, and how long
-    bash launchers/slurm_grid.sh --grid recipes/grids/smoke.yaml --status       # how far it is, from elsewhere
+    bash launchers/slurm_grid.sh --grid paper --cluster launchers/clusters/h100.yaml --corpus DIR --benchmarks DIR
+    bash launchers/slurm_grid.sh --grid paper --dry-run             # what it would do, and how long
+    bash launchers/slurm_grid.sh --grid paper --status --watch      # how far it is, from any terminal
+    bash launchers/slurm_grid.sh --grid paper --resume 6B-3T        # try again what was given up or cancelled
 """
 
 from __future__ import annotations
@@ -13,30 +15,38 @@ import argparse
 import contextlib
 import json
 import os
+import signal
+import subprocess
 import sys
 import time
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 
 from launchers.checks import check_before_start, tasks_of
-from launchers.directory import locked, write_grid, write_sources
+from launchers.directory import launcher_pid, locked, read_sources, write_grid, write_sources
 from launchers.dry_run import print_plan
 from launchers.estimate import Estimator, total_seconds
 from launchers.local import LocalExecutor, Outcome
 from launchers.machine import measure
-from launchers.plan import GridDirectory, build_plan
+from launchers.plan import REPOSITORY, GridDirectory, build_plan
+from launchers.queued import QueuedJob
 from launchers.status import Notes, format_duration, status_table, status_value
-from launchers.watch import Display
+from launchers.study import is_on_slurm
+from launchers.watch import Display, watch
 from recipes.grid import Grid, Run, load_grid
+from recipes.planner import DAYS
 from tokenizer import cli
 from tokenizer.cli import UserError
 
 PLAIN_WIDTH = 160
 """Columns of a table that is not printed on a terminal."""
+
+CANCEL_SECONDS = 60.0
+"""How long a launcher that was told to stop may take to end its processes."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,26 +57,133 @@ def main(argv: Sequence[str] | None = None) -> int:
         console = Console(width=PLAIN_WIDTH)
     grid = load_grid(arguments.grid)
     folder = GridDirectory((arguments.out or Path("runs") / grid.name).resolve())
-    if arguments.json and not arguments.status:
-        raise UserError("--json goes with --status; add --status")
+    _check_options(arguments)
     if arguments.status:
-        if arguments.json:
-            print(json.dumps(status_value(grid, folder), indent=2, ensure_ascii=False))
-        else:
-            console.print(status_table(grid, folder))
-        return 0
-    runs = grid.select(*filter(None, [arguments.runs]))
+        return _status(grid, folder, arguments, console)
+    if arguments.collect:
+        return _collect(folder, console)
+    chosen = arguments.resume or arguments.runs
+    runs = grid.select(*filter(None, [chosen]))
+    if _uses_slurm(folder, arguments):
+        return _on_slurm(grid, runs, folder, arguments, console)
+    if arguments.cancel:
+        return _cancel_local(folder, console)
+    corpus, benchmarks = _inputs(folder, arguments)
     if arguments.dry_run:
-        print_plan(grid, runs, folder, arguments.corpus, arguments.benchmarks, arguments.jobs, console)
+        print_plan(grid, runs, folder, corpus, benchmarks, arguments.jobs, console)
         return 0
-    return _launch(grid, runs, folder, arguments, console)
+    return _launch(grid, runs, folder, corpus, benchmarks, arguments, console)
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    for option, needed in (("json", "status"), ("watch", "status")):
+        if getattr(arguments, option) and not getattr(arguments, needed):
+            raise UserError(f"--{option} goes with --{needed}; add --{needed}")
+    if arguments.json and arguments.watch:
+        raise UserError("--json and --watch exclude one another; give one")
+    if arguments.gpus is not None and arguments.gpus < 1:
+        raise UserError(f"--gpus is {arguments.gpus}; it must be above 0")
+    if not arguments.days > 0:
+        raise UserError(f"--days is {arguments.days:g}; it must be above 0")
+
+
+def _uses_slurm(folder: GridDirectory, arguments: argparse.Namespace) -> bool:
+    """Whether Slurm carries the grid out: as asked, or where a cluster is given, or as it was launched."""
+    if arguments.local:
+        if is_on_slurm(folder) and _queue(folder):
+            raise UserError(f"jobs of {folder.path} are in Slurm's queue; end them with --cancel before --local")
+        return False
+    return bool(arguments.slurm or arguments.cluster or is_on_slurm(folder))
+
+
+def _queue(folder: GridDirectory) -> Mapping[str, QueuedJob]:
+    """The study's jobs by step; none where it is not on Slurm."""
+    if not is_on_slurm(folder):
+        return {}
+    # Here, because only those who use Slurm have need of it.
+    from launchers.reconcile import Reconciler
+    from launchers.study import Study
+
+    return Reconciler(Study.read(folder)).queue
+
+
+def _status(grid: Grid, folder: GridDirectory, arguments: argparse.Namespace, console: Console) -> int:
+    if arguments.json:
+        print(json.dumps(status_value(grid, folder, _queue(folder)), indent=2, ensure_ascii=False))
+        return 0
+
+    def read() -> RenderableType:
+        height = console.height if console.is_terminal and arguments.watch else None
+        return status_table(grid, folder, _queue(folder), height)
+
+    if arguments.watch:
+        return watch(read, console, finished=lambda: bool(status_value(grid, folder, {})["done"]))
+    console.print(read())
+    return 0
+
+
+def _collect(folder: GridDirectory, console: Console) -> int:
+    """Write the report from the results that there are."""
+    if not any(folder.path.glob("*/eval/step_*.json")):
+        raise UserError(f"there are no results in {folder.path} yet; see --status")
+    code = subprocess.run([sys.executable, "-m", "analysis.report", str(folder.path)], cwd=REPOSITORY).returncode
+    if code == 0:
+        console.print(f"report: {folder.report_page}", highlight=False, soft_wrap=True, markup=False)
+    return code
+
+
+def _on_slurm(
+    grid: Grid, runs: Sequence[Run], folder: GridDirectory, arguments: argparse.Namespace, console: Console
+) -> int:
+    from launchers import slurm_launch
+
+    if arguments.cancel:
+        return slurm_launch.cancel_study(folder, runs if arguments.runs else None, console)
+    if arguments.resume:
+        return slurm_launch.resume(folder, runs, console)
+    corpus, benchmarks = _inputs(folder, arguments)
+    request = slurm_launch.Request(
+        *(grid, tuple(runs), folder, arguments.cluster, corpus, benchmarks),
+        *(arguments.days, arguments.gpus, arguments.dry_run, arguments.yes),
+    )
+    return slurm_launch.launch(request, console)
+
+
+def _inputs(folder: GridDirectory, arguments: argparse.Namespace) -> tuple[Path | None, Path | None]:
+    """Documents and benchmarks: as given, or those of the last launch."""
+    before = read_sources(folder)
+    found = []
+    for name in ("corpus", "benchmarks"):
+        given = getattr(arguments, name) or (Path(before[name]) if before.get(name) else None)
+        found.append(given and given.resolve())
+    return found[0], found[1]
+
+
+def _cancel_local(folder: GridDirectory, console: Console) -> int:
+    """End the launcher that is at work in the directory; its runs save first."""
+    pid = launcher_pid(folder)
+    if pid is None:
+        raise UserError(f"no launcher is at work in {folder.path}")
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + CANCEL_SECONDS
+    while launcher_pid(folder) == pid:
+        if time.monotonic() > deadline:
+            raise UserError(f"process {pid} has not ended in {CANCEL_SECONDS:.0f} s; end it with: kill -9 {pid}")
+        time.sleep(0.2)
+    console.print(f"Ended the launcher (process {pid}); run the same launch again to go on.", highlight=False)
+    return 0
 
 
 def _launch(
-    grid: Grid, runs: Sequence[Run], folder: GridDirectory, arguments: argparse.Namespace, console: Console
+    grid: Grid,
+    runs: Sequence[Run],
+    folder: GridDirectory,
+    corpus: Path | None,
+    benchmarks: Path | None,
+    arguments: argparse.Namespace,
+    console: Console,
 ) -> int:
     jobs, started = arguments.jobs, time.time()
-    corpus, benchmarks = (path and path.resolve() for path in (arguments.corpus, arguments.benchmarks))
     sources = check_before_start(grid, runs, folder, corpus, benchmarks, jobs)
     with locked(folder) as lock:
         write_grid(grid, folder)
@@ -155,10 +272,33 @@ def _parser() -> argparse.ArgumentParser:
         help="processes side by side, one thread each (default: the cores there are, %(default)s)",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the plan with times and sizes; needs no data and writes nothing"
+        "--cluster",
+        metavar="FILE",
+        help="launch on Slurm: a cluster file, or the name of a shipped one (h100); docs/cluster.md",
     )
-    parser.add_argument("--status", action="store_true", help="print what each run has done; also during a launch")
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--local", action="store_true", help="on this machine, although a cluster is known")
+    place.add_argument("--slurm", action="store_true", help="on Slurm (implied by --cluster, and by a launch there)")
+    parser.add_argument(
+        "--days",
+        type=float,
+        default=DAYS,
+        help="on Slurm: longest time of a run, by the planner (default: %(default)g)",
+    )
+    parser.add_argument("--gpus", type=int, help="on Slurm: GPUs of each run, instead of --days")
+    parser.add_argument("--yes", action="store_true", help="on Slurm: submit without asking")
+    verbs = parser.add_mutually_exclusive_group()
+    verbs.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the plan with times and sizes; needs no data and starts nothing (on Slurm: writes the job scripts)",
+    )
+    verbs.add_argument("--status", action="store_true", help="print what each run has done; also during a launch")
+    verbs.add_argument("--cancel", action="store_true", help="end the launch (on Slurm with --runs: of these runs)")
+    verbs.add_argument("--resume", metavar="RUN", help="try again runs that were given up or cancelled (a pattern)")
+    verbs.add_argument("--collect", action="store_true", help="write the report from the results that there are")
     parser.add_argument("--json", action="store_true", help="with --status: as JSON")
+    parser.add_argument("--watch", action="store_true", help="with --status: keep it on the screen")
     parser.add_argument("--no-open", action="store_true", help="do not open the report in a browser")
     return parser
 

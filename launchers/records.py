@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tokenizer.cli import EXIT_USER_ERROR
+
 MOST_FRUITLESS = 3
 """Starts in a row without progress after which a step is given up."""
 
@@ -77,6 +79,19 @@ class History:
     def cancelled(self) -> bool:
         """Whether a person cancelled the step and has not asked for it again."""
         return any(event.event == "cancelled" for event in self._tried())
+
+    @property
+    def unstarted(self) -> int:
+        """How often the step was submitted since it last started."""
+        names = [event.event for event in self._tried()]
+        started = [place for place, name in enumerate(names) if name == "started"]
+        return names[started[-1] if started else 0 :].count("submitted")
+
+    @property
+    def mistakes(self) -> int:
+        """How many of the last starts ended one after the other with a user's mistake."""
+        codes = [event.code for event in self._tried() if event.event == "ended"]
+        return next((place for place, code in enumerate(reversed(codes)) if code != EXIT_USER_ERROR), len(codes))
 
     def fruitless(self, progress: int) -> int:
         """How many of the last starts brought nothing, the step being at `progress` now. Interrupted ones do not

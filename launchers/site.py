@@ -121,6 +121,8 @@ class SlurmCluster:
     site: Site
     machine: Cluster | None
     """The planner's numbers; None for a cluster without GPUs."""
+    like: Path | None = None
+    """The file whose numbers it takes."""
 
 
 def load_slurm_cluster(path: str | Path) -> SlurmCluster:
@@ -139,8 +141,11 @@ def load_slurm_cluster(path: str | Path) -> SlurmCluster:
         raise source.error(place, message) from None
     assert isinstance(site, Site)
     _check(source, site)
-    has_machine = LIKE in source.value or "gpus_per_node" in source.value
-    return SlurmCluster(source.path, site, load_cluster(source.path) if has_machine else None)
+    like = None
+    if LIKE in source.value:
+        like = read_cluster_file(str(source.value[LIKE]), beside=source.path).path.resolve()
+    has_machine = like is not None or "gpus_per_node" in source.value
+    return SlurmCluster(source.path, site, load_cluster(source.path) if has_machine else None, like)
 
 
 def seconds_of(limit: str) -> int:

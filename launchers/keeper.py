@@ -1,0 +1,43 @@
+"""One look of the keeper, a job of some seconds that submits what is missing of a study (`launchers.reconcile`).
+
+Its job script has submitted the next look before; when nothing is left to do, that is cancelled.
+
+    python -m launchers.keeper runs/paper --next 813
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from launchers import slurm
+from launchers.directory import locked
+from launchers.plan import GridDirectory
+from launchers.reconcile import Reconciler
+from launchers.study import Study
+from tokenizer import cli
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Look once."""
+    parser = argparse.ArgumentParser(
+        prog="python -m launchers.keeper", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("directory", type=Path, help="the grid's directory")
+    parser.add_argument("--next", default="", metavar="JOB", help="the job of the next look")
+    arguments = parser.parse_args(argv)
+    folder = GridDirectory(arguments.directory.resolve())
+    with locked(folder):
+        reconciler = Reconciler(Study.read(folder), patience=slurm.PATIENCE_SECONDS)
+        for line in reconciler.submit_missing():
+            print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", flush=True)
+        if reconciler.is_settled():
+            print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} nothing is left to do", flush=True)
+            slurm.cancel([arguments.next] if arguments.next else [])
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
