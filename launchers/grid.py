@@ -108,13 +108,21 @@ def _queue(folder: GridDirectory) -> Mapping[str, QueuedJob]:
 
 
 def _status(grid: Grid, folder: GridDirectory, arguments: argparse.Namespace, console: Console) -> int:
+    def queue() -> Mapping[str, QueuedJob]:
+        try:
+            return _queue(folder)
+        except UserError as error:
+            # What the files say is true without Slurm as well.
+            print(f"without Slurm's queue: {error}", file=sys.stderr)
+            return {}
+
     if arguments.json:
-        print(json.dumps(status_value(grid, folder, _queue(folder)), indent=2, ensure_ascii=False))
+        print(json.dumps(status_value(grid, folder, queue()), indent=2, ensure_ascii=False))
         return 0
 
     def read() -> RenderableType:
         height = console.height if console.is_terminal and arguments.watch else None
-        return status_table(grid, folder, _queue(folder), height)
+        return status_table(grid, folder, queue(), height)
 
     if arguments.watch:
         return watch(read, console, finished=lambda: bool(status_value(grid, folder, {})["done"]))

@@ -19,6 +19,9 @@ from launchers.segment import KEEPER
 from launchers.slurm import Job
 from launchers.study import Study, listed_checkpoints
 
+LAUNCH_FAILED = "launch failed requeued held"
+"""Why Slurm holds a job that a node could not start."""
+
 
 class Reconciler:
     """One look at a study and its queue.
@@ -62,6 +65,7 @@ class Reconciler:
     def submit_missing(self) -> list[str]:
         """Submit what is missing; what was submitted, in words."""
         self._drop_blocked()
+        self._release_held()
         prepared = self._prepare()
         if prepared is not None:
             for run in self.study.runs:
@@ -88,9 +92,16 @@ class Reconciler:
     def _drop_blocked(self) -> None:
         """Cancel jobs that wait for one that has failed; they are submitted again when there is another to wait for."""
         blocked = [job for job in self._jobs if job.is_live and job.reason == "DependencyNeverSatisfied"]
-        slurm.cancel([job.id for job in blocked])
+        slurm.cancel([job.job for job in blocked])
         self._jobs = [job for job in self._jobs if job not in blocked]
         self.__dict__.pop("queue", None)
+
+    def _release_held(self) -> None:
+        """Let jobs go that Slurm holds because a node could not start them; what a person holds stays held."""
+        for job in self._jobs:
+            if job.is_live and LAUNCH_FAILED in job.reason:
+                slurm.release(job.job)
+                self.submitted.append(f"{job.name}: job {job.job} was held because its launch had failed; released")
 
     # The kinds of jobs.
 
@@ -100,7 +111,7 @@ class Reconciler:
         if not missing:
             return ""
         if job := self.queue.get(missing[0].name):
-            return job.id
+            return job.job
         if not self._may_start(missing[0]):
             return None
         return self._submit_step(missing[0], self.study.directory / "prepare.sbatch")
@@ -191,7 +202,7 @@ class Reconciler:
     def _was_cancelled(self, last: Event) -> bool:
         """Whether a person cancelled the job of a step's last event by Slurm's own means."""
         job_id = last.job.partition(".")[0]
-        seen = next((job for job in self._jobs if job.id == job_id), None)
+        seen = next((job for job in self._jobs if job.job == job_id), None)
         if seen is not None:
             return seen.state == "CANCELLED"
         # Slurm has forgotten it: one that was told to end and did not come back was cancelled, or so it must seem.
@@ -219,7 +230,7 @@ def cancel(study: Study, steps: Callable[[Step], bool] = lambda step: True) -> l
             Record.of(study.folder.logs, step.name).add("cancelled")
     names = [step.name for step in study.plan if steps(step)]
     whole = len(names) == len(study.plan)
-    ids = {job.id for name, job in reconciler.queue.items() if name in names or whole}
+    ids = {job.job for name, job in reconciler.queue.items() if name in names or whole}
     slurm.cancel(sorted(ids))
     return sorted(ids)
 

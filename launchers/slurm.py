@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launchers.queued import QueuedJob
 from tokenizer.cli import UserError
 
 PATIENCE_SECONDS = 300.0
@@ -31,18 +32,11 @@ _COMMAND_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
-class Job:
-    """One job, or one member of an array."""
+class Job(QueuedJob):
+    """One job, or one member of an array, with its name."""
 
-    id: str
-    """``812``, or ``812_5`` for member 5 of an array."""
-    name: str
-    state: str
-    """Slurm's long name: PENDING, RUNNING, COMPLETING, ..."""
-    reason: str
-    """Why it waits, as Slurm says."""
-    nodes: str
-    """Where it runs, as Slurm writes lists of nodes."""
+    name: str = ""
+    """As the job script has it."""
 
     @property
     def is_live(self) -> bool:
@@ -52,7 +46,7 @@ class Job:
     @property
     def index(self) -> int | None:
         """Its index in an array."""
-        _, underscore, index = self.id.partition("_")
+        _, underscore, index = self.job.partition("_")
         return int(index) if underscore and index.isdigit() else None
 
 
@@ -75,7 +69,7 @@ def jobs(names: Iterable[str] = (), patience: float = 0.0) -> list[Job]:
         fields = line.split("|", 4)
         if len(fields) == 5:
             job, state, reason, nodes, name = fields
-            found.append(Job(job, name, state, "" if reason == "None" else reason, nodes))
+            found.append(Job(job, state, "" if reason == "None" else reason, nodes, name))
     return found
 
 
@@ -97,6 +91,11 @@ def cancel(ids: Sequence[str]) -> None:
     """Cancel jobs; those that have ended meanwhile are no mistake."""
     if ids:
         call("scancel", "--quiet", *ids)
+
+
+def release(job: str) -> None:
+    """Let a held job start."""
+    call("scontrol", "release", job)
 
 
 def requeue(job: str) -> None:
