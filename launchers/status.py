@@ -11,10 +11,10 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Group
-from rich.markup import escape
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -36,7 +36,15 @@ _COLOURS = {
     "requeued": "yellow",
 }
 
-_FOLDED = ("finished", "waiting", "queued")
+_COLUMNS = (
+    *("run", "state", "step", "tokens", "loss", "held-out", "tokens/s", "MFU", "restarts", "ETA"),
+    *("checkpoints", "evaluated"),
+)
+
+_LEFT_OUT = ("checkpoints", "held-out", "tokens", "restarts", "MFU", "tokens/s", "evaluated")
+"""Columns that a narrow terminal goes without, the first first; --json has them all."""
+
+_FOLDED = ("finished", "waiting", "queued", "cancelled", "requeued", "stopped")
 """States whose runs share a line where there is no room for all, in that order."""
 
 _MOST_NAMES = 3
@@ -88,20 +96,33 @@ class Notes(Observer):
             files.write_json(self._path, self._value)
 
 
+@dataclass(frozen=True)
+class StatusPage:
+    """What `--status` prints: a table of the runs, as wide as there is room for, and below it a line for each that does
+    not simply go on."""
+
+    study: Study
+    height: int | None = None
+    """Lines that there are; runs with nothing to tell share one where all do not fit. None for no limit."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = list(_lines(self.study))
+        # Title, headings and the table's borders, and a line that the terminal keeps for its cursor.
+        room = None if self.height is None else max(1, self.height - len(lines) - 6)
+        yield _runs_table(self.study, room, options.max_width)
+        yield from lines
+
+
 def status_table(
     grid: Grid, folder: GridDirectory, queue: Mapping[str, QueuedJob] | None = None, height: int | None = None
-) -> Group:
-    """What `--status` prints: a table of the runs, and a line for each that does not simply go on.
+) -> StatusPage:
+    """What `--status` prints of the study as it is now.
 
     Args:
         queue: The study's jobs by their steps; nothing where there is no scheduler.
-        height: Lines that there are; runs with nothing to tell share a line where all do not fit. None for no limit.
+        height: Lines that there are; None for no limit.
     """
-    study = read_study(grid, folder, queue)
-    lines = list(_lines(study))
-    # Title, headings and the table's borders, and a line that the terminal keeps for its cursor.
-    room = None if height is None else max(1, height - len(lines) - 6)
-    return Group(_runs_table(study, room), *lines)
+    return StatusPage(read_study(grid, folder, queue), height)
 
 
 def status_value(grid: Grid, folder: GridDirectory, queue: Mapping[str, QueuedJob] | None = None) -> dict[str, Any]:
@@ -125,19 +146,25 @@ def status_value(grid: Grid, folder: GridDirectory, queue: Mapping[str, QueuedJo
     }
 
 
-def _runs_table(study: Study, room: int | None) -> Table:
+def _runs_table(study: Study, room: int | None, width: int) -> Table:
+    hidden = _hidden(study.runs, room)
+    rows = [_cells(run) for run in study.runs if run.state not in hidden]
+    counts = Counter(run.state for run in study.runs)
+    rows += [{"run": f"{counts[state]} runs", "state": state} for state in hidden]
+    columns = {heading: [row.get(heading, "") for row in rows] for heading in _COLUMNS}
+    for heading in _LEFT_OUT:
+        # Two blanks and a line beside each column.
+        if sum(max(map(len, [name, *cells])) + 3 for name, cells in columns.items()) < width:
+            break
+        del columns[heading]
     table = Table(title=f"{study.grid} in {study.path}", title_justify="left")
-    headings = ["run", "state", "step", "tokens", "loss", "held-out", "tokens/s", "MFU", "restarts", "ETA"]
-    for heading in (*headings, "checkpoints", "evaluated"):
+    for heading in columns:
         left = heading in ("run", "state")
         table.add_column(heading, justify="left" if left else "right", no_wrap=left)
-    hidden = _hidden(study.runs, room)
-    for run in study.runs:
-        if run.state not in hidden:
-            table.add_row(*_cells(run))
-    counts = Counter(run.state for run in study.runs)
-    for state in hidden:
-        table.add_row(f"{counts[state]} runs", _coloured(state))
+    for cells in zip(*columns.values(), strict=True):
+        texts = [Text(cell) for cell in cells]
+        texts[1].stylize(_COLOURS.get(cells[1], ""))
+        table.add_row(*texts)
     return table
 
 
@@ -153,37 +180,35 @@ def _hidden(runs: Sequence[RunStatus], room: int | None) -> list[str]:
     return hidden
 
 
-def _cells(run: RunStatus) -> Iterator[str]:
-    yield escape(run.run)
-    yield _coloured(run.state)
-    yield f"{run.step:,} of {run.steps:,}"
-    yield f"{format_count(run.tokens)} of {format_count(run.tokens_planned)}"
-    yield "" if run.loss is None else f"{run.loss:.4f}"
-    yield "" if run.heldout_loss is None else f"{run.heldout_loss:.4f}"
-    yield "" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}"
-    yield "" if run.mfu is None else f"{run.mfu:.1%}"
-    yield f"{run.restarts}" if run.restarts else ""
-    yield "" if run.eta_seconds is None else format_duration(run.eta_seconds)
-    yield f"{run.checkpoints} of {run.checkpoints_planned}"
-    yield f"{run.checkpoints_evaluated} of {run.checkpoints_planned}"
-
-
-def _coloured(state: str) -> str:
-    colour = _COLOURS.get(state)
-    return f"[{colour}]{state}[/]" if colour else state
+def _cells(run: RunStatus) -> dict[str, str]:
+    """The run's line by the headings."""
+    return {
+        "run": run.run,
+        "state": run.state,
+        "step": f"{run.step:,} of {run.steps:,}",
+        "tokens": f"{format_count(run.tokens)} of {format_count(run.tokens_planned)}",
+        "loss": "" if run.loss is None else f"{run.loss:.4f}",
+        "held-out": "" if run.heldout_loss is None else f"{run.heldout_loss:.4f}",
+        "tokens/s": "" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}",
+        "MFU": "" if run.mfu is None else f"{run.mfu:.1%}",
+        "restarts": f"{run.restarts}" if run.restarts else "",
+        "ETA": "" if run.eta_seconds is None else format_duration(run.eta_seconds),
+        "checkpoints": f"{run.checkpoints} of {run.checkpoints_planned}",
+        "evaluated": f"{run.checkpoints_evaluated} of {run.checkpoints_planned}",
+    }
 
 
 def _lines(study: Study) -> Iterator[Text]:
     """What stands below the table."""
     for run in study.runs:
-        if run.state in ("failed", "stopped", "cancelled", "requeued"):
-            yield _line(run.run, run.state, run.reason, run.log if run.state in ("failed", "stopped") else None)
-    waiting: dict[tuple[str, str], list[str]] = {}
+        if run.state == "failed":
+            yield _line(run.run, run.state, run.reason, run.log)
+    alike: dict[tuple[str, str], list[RunStatus]] = {}
     for run in study.runs:
-        if run.state in ("waiting", "queued"):
-            waiting.setdefault((run.state, run.reason or ""), []).append(run.run)
-    for (state, reason), names in waiting.items():
-        yield _line(_names(names), state, reason, None)
+        if run.state not in ("failed", "running", "finished"):
+            alike.setdefault((run.state, run.reason or ""), []).append(run)
+    for (state, reason), runs in alike.items():
+        yield _line(_names([run.run for run in runs]), state, reason, runs[0].log if len(runs) == 1 else None)
     problems = (*study.shared, *study.evaluations.given_up)
     for problem in problems[:_MOST_PROBLEMS]:
         yield _line(problem.step, "failed", problem.message, problem.log)
