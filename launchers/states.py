@@ -245,7 +245,7 @@ def _state(step: str, steps: Steps, history: History, begun: bool, waits_for: st
     if (reason := steps.given_up(step, history)) is not None:
         return "failed", reason
     if history.cancelled and not (job and history.last and history.last.event != "cancelled"):
-        return "cancelled", None
+        return "cancelled", next((it.reason for it in reversed(history.events) if it.event == "cancelled"), "") or None
     if steps.is_running(step):
         return "running", None
     if job:

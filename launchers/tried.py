@@ -64,8 +64,12 @@ class Steps:
         """Why the step was given up, if it was and nobody tries again."""
         history = self.history(step) if history is None else history
         last = history.last
-        tried = last is not None and last.event in ("submitted", "started")
-        if step in self._running or (tried and self.job(step)) or (last and last.event == "ended" and last.code == 0):
+        if last is not None:
+            tries_again = last.event in ("submitted", "started") and self.job(step) is not None
+            succeeded = last.event == "ended" and last.code == 0 and not last.reason
+            if tries_again or succeeded:
+                return None
+        if step in self._running:
             return None
         if (reason := history.gave_up) is not None:
             return reason or "no reason was noted"

@@ -149,6 +149,10 @@ class Display(Observer):
             self.say(f"[red]failed[/]   {escape(failure.step.name)}: {escape(failure.message)}")
             self.say(f"         its log: {escape(str(failure.log))}")
 
+    def restarted(self, process: Process, message: str) -> None:
+        """A line with why."""
+        self.say(f"[yellow]again[/]    {_describe(process)}: {escape(message)}")
+
     def tick(self, executor: LocalExecutor) -> None:
         """Redraw, or print how far everything is, when it is time."""
         now = time.monotonic()

@@ -104,8 +104,9 @@ def test_a_run_that_was_given_up_until_somebody_tries_again(smoke, folder, names
 def test_a_cancelled_run(smoke, folder, names):
     kept = record(folder, f"train {names[2]}")
     kept.add("started", job="7.0")
-    kept.add("cancelled")
-    assert line(smoke, folder, names[2]).state == "cancelled"
+    kept.add("cancelled", reason="in Slurm, not by the launcher")
+    found = line(smoke, folder, names[2])
+    assert (found.state, found.reason) == ("cancelled", "in Slurm, not by the launcher")
     assert line(smoke, folder, names[2], {f"train {names[2]}": QueuedJob("7", "COMPLETING")}).state == "cancelled"
     assert f"{names[2]} cancelled" in shown(smoke, folder)
     kept.add("resumed")
@@ -290,3 +291,14 @@ def test_control_c_ends_the_watching_alone(smoke, folder, terminal):
     assert watch(Looks(smoke, folder, 9, between).read, console, 0.01) == 0
     assert "What was launched goes on" in console.file.getvalue()
     assert sorted(path for path in folder.path.rglob("*")) == before
+
+
+def test_a_preparation_that_failed_and_then_succeeded_is_no_failure(smoke, folder):
+    (folder.data / "manifest.json").unlink()
+    kept = record(folder, "prepare")
+    kept.add("gave up", code=2, reason="the corpus has no Chinese")
+    assert "prepare" in status_value(smoke, folder)["failed"]
+    kept.add("started", job="9.0")
+    assert status_value(smoke, folder, {"prepare": QueuedJob("9", "RUNNING")})["failed"] == {}
+    kept.add("ended", job="9.0", code=0)
+    assert status_value(smoke, folder)["failed"] == {}
