@@ -1,8 +1,9 @@
-"""Carries a plan out on this machine: as many steps side by side as there are jobs, one thread each.
+"""Carries a plan out on this machine: as many steps side by side as there are cores or GPUs for them.
 
-All state is in what the steps write, so a plan that was interrupted at any moment is simply carried out again.
-Every step runs below `launchers.supervise`, which leaves no process behind when this one dies, and holds the
-lock of the grid's directory, so that no second launcher starts while a process of the first is alive.
+All state is in what the steps write, so a plan that was interrupted at any moment is simply carried out again. A
+training that dies is started again while it gets on (`launchers.starts`). Every step runs below `launchers.supervise`,
+which leaves no process behind when this one dies, and holds the lock of the grid's directory: no second launcher starts
+while a process of the first is alive.
 
     LocalExecutor(plan, jobs=2).run() -> Outcome
 """
@@ -10,19 +11,23 @@ lock of the grid's directory, so that no second launcher starts while a process 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from launchers.devices import VISIBLE
+from launchers.interruption import signals_held, signals_interrupt
+from launchers.logs import last_error
 from launchers.plan import PHASES, REPOSITORY, Plan, Step
+from launchers.starts import STOPPED, Starts
 from launchers.supervise import KILL_ALL
 from tokenizer.cli import EXIT_AGAIN, EXIT_USER_ERROR
 
@@ -44,6 +49,9 @@ POLL_SECONDS = 0.1
 _LAST_TRIES = 2
 """Processes of one command that may end without finishing any item before its other items are given up."""
 
+_ON_GPUS = ("train", "evaluate")
+"""Phases whose processes are given the GPUs, where there are any."""
+
 
 @dataclass
 class Process:
@@ -56,6 +64,10 @@ class Process:
     """Size of the log when the process started."""
     started: float
     """Seconds since the epoch."""
+    slots: int = 1
+    """How many of the executor's jobs it counts for."""
+    gpus: tuple[str, ...] = ()
+    """GPUs that it has for itself."""
 
     @property
     def pending(self) -> tuple[Step, ...]:
@@ -105,6 +117,9 @@ class Observer:
     def ended(self, process: Process, failures: Sequence[Failure]) -> None:
         """A process has ended; `failures` are those of its steps that failed."""
 
+    def restarted(self, process: Process, message: str) -> None:
+        """An ended process will be started again, although it ended with `message`."""
+
     def tick(self, executor: LocalExecutor) -> None:
         """Some time has passed."""
 
@@ -114,12 +129,14 @@ class LocalExecutor:
 
     Args:
         plan: The steps.
-        jobs: How many processes run side by side.
+        jobs: How many processes run side by side; those of one step count each, but never for more than there are.
         seconds: Estimate of what is left of a step, to start the longest first and to share out batches.
         observers: What is told of starts and ends.
         inherit: File descriptors that the steps' processes keep open (the lock of the directory).
         environment: Added to the steps' environment.
         grace: Seconds between asking the processes to end and killing them.
+        gpus: Names for CUDA_VISIBLE_DEVICES (`launchers.devices`). With any, each process of a training or an
+            evaluation has one for itself, other steps have none, and no more processes run than there are GPUs.
     """
 
     def __init__(
@@ -131,9 +148,11 @@ class LocalExecutor:
         inherit: Sequence[int] = (),
         environment: Mapping[str, str] = STEP_ENVIRONMENT,
         grace: float = 10.0,
+        gpus: Sequence[str] = (),
     ) -> None:
         self.plan = plan
-        self.jobs = jobs
+        self.jobs = min(jobs, len(gpus)) if gpus else jobs
+        self.gpus = tuple(gpus)
         self.processes: list[Process] = []
         self.outcome = Outcome()
         self._seconds = seconds
@@ -143,6 +162,8 @@ class LocalExecutor:
         self._grace = grace
         self._waiting: list[Step] = []
         self._fruitless: dict[tuple[str, ...], int] = {}
+        self._starts = Starts()
+        self._again: set[str] = set()
 
     @property
     def waiting(self) -> tuple[Step, ...]:
@@ -154,7 +175,9 @@ class LocalExecutor:
         self.outcome = Outcome(done=[step for step in self.plan if step.done()])
         done = {step.name for step in self.outcome.done}
         self._waiting = [step for step in self.plan if step.name not in done]
-        with _signals_interrupt():
+        with signals_interrupt():
+            for step in self._waiting:
+                self._starts.ask(step)
             try:
                 while self._waiting or self.processes:
                     self._collect()
@@ -170,15 +193,39 @@ class LocalExecutor:
 
     # Starting.
 
+    @property
+    def _free(self) -> int:
+        return self.jobs - sum(process.slots for process in self.processes)
+
+    def _slots(self, step: Step) -> int:
+        return min(step.processes, self.jobs)
+
     def _start(self) -> None:
-        while len(self.processes) < self.jobs and (startable := self._startable()):
+        while (free := self._free) > 0 and (startable := self._startable()):
+            longest = math.inf
+            if (wanted := self._slots(startable[0])) > free:
+                # Nothing takes its turn, but what will have ended by then may go ahead.
+                longest = self._seconds_until_free(wanted)
+                startable = [it for it in startable if self._slots(it) <= free and self._seconds(it) <= longest]
+                if not startable:
+                    return
             first = startable[0]
-            batch = self._batch(first, startable) if first.items else (first,)
+            batch = self._batch(first, startable, longest) if first.items else (first,)
             self._waiting = [step for step in self._waiting if step not in batch]
             self._spawn(batch)
 
+    def _seconds_until_free(self, slots: int) -> float:
+        """Estimate of the time until so many slots are free."""
+        free = self._free
+        ends = [(sum(map(self._seconds, process.pending)), process.slots) for process in self.processes]
+        for seconds, freed in sorted(ends):
+            free += freed
+            if free >= slots:
+                return seconds
+        return 0.0
+
     def _startable(self) -> list[Step]:
-        """Waiting steps that can start now, the preferred first: by phase, then the longest."""
+        """Waiting steps that can start now, the preferred first: by phase, those started before, the longest."""
         done = {step.name for step in self.outcome.done}
         ended = done | {failure.step.name for failure in self.outcome.failed}
         ended |= {step.name for step in self.outcome.blocked}
@@ -189,14 +236,16 @@ class LocalExecutor:
             return step.needs_ended and all(need in ended for need in step.needs)
 
         startable = [step for step in self._waiting if can_start(step)]
-        return sorted(startable, key=lambda step: (PHASES.index(step.phase), -self._seconds(step)))
+        return sorted(
+            startable, key=lambda it: (PHASES.index(it.phase), it.name not in self._again, -self._seconds(it))
+        )
 
-    def _batch(self, first: Step, startable: Sequence[Step]) -> tuple[Step, ...]:
+    def _batch(self, first: Step, startable: Sequence[Step], longest: float) -> tuple[Step, ...]:
         """`first` and others of the same command, as much as keeps all jobs busy to the end: half of an even
-        share of what is waiting, so that later, smaller batches level out what the estimates got wrong."""
+        share of what is waiting, so that later, smaller batches level out what the estimates got wrong; no more than
+        `longest` seconds."""
         waiting = sum(self._seconds(step) for step in self._waiting if step.command == first.command)
-        free = self.jobs - len(self.processes)
-        share = max(waiting / self.jobs / 2, min(BATCH_SECONDS, waiting / free))
+        share = min(longest, max(waiting / self.jobs / 2, min(BATCH_SECONDS, waiting / self._free)))
         batch, seconds = [first], self._seconds(first)
         for step in startable:
             if step is not first and step.items and step.command == first.command:
@@ -209,6 +258,13 @@ class LocalExecutor:
     def _spawn(self, steps: tuple[Step, ...]) -> None:
         first = steps[0]
         command = [*first.command, *(item for step in steps for item in step.items)]
+        slots, gpus, environment = self._slots(first), (), self._environment
+        if self.gpus:
+            taken = {name for process in self.processes for name in process.gpus}
+            free = [name for name in self.gpus if name not in taken]
+            gpus = tuple(free[:slots]) if first.phase in _ON_GPUS else ()
+            environment = {**environment, VISIBLE: ",".join(gpus)}
+        progress = [step.progress() for step in steps]
         first.log.parent.mkdir(parents=True, exist_ok=True)
         with open(first.log, "ab") as log:
             log.write(f"# {datetime.now():%Y-%m-%d %H:%M:%S} {shlex.join(command)}\n".encode())
@@ -218,19 +274,21 @@ class LocalExecutor:
                 *(sys.executable, "-I", "-S", str(REPOSITORY / "launchers" / "supervise.py")),
                 *(str(os.getpid()), *command),
             ]
-            with _signals_held():
+            with signals_held():
                 popen = subprocess.Popen(
                     supervised,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
                     cwd=REPOSITORY,
-                    env=self._environment,
+                    env=environment,
                     pass_fds=self._inherit,
                     process_group=0,
                 )
-                process = Process(steps, popen, first.log, start, time.time())
+                process = Process(steps, popen, first.log, start, time.time(), slots, gpus)
                 self.processes.append(process)
+                for step, at in zip(steps, progress, strict=True):
+                    self._starts.started(step, popen.pid, at)
         for observer in self._observers:
             observer.started(process)
 
@@ -242,46 +300,55 @@ class LocalExecutor:
             if os.waitid(os.P_PID, process.popen.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 continue
             _signal_group(process, signal.SIGKILL)
-            code = process.popen.wait()
-            # Negative if the supervising process itself was killed.
-            code = code if code >= 0 else 128 - code
+            code = _exit_code(process.popen.wait())
             self.processes.remove(process)
-            failures = self._settle(process, code)
+            failures, restarted_after = self._settle(process, code)
             self.outcome.failed += failures
             for observer in self._observers:
                 observer.ended(process, failures)
+                if restarted_after:
+                    observer.restarted(process, restarted_after)
 
-    def _settle(self, process: Process, code: int) -> list[Failure]:
-        """File each step of an ended process under done, failed or, if its turn had not come, waiting."""
+    def _settle(self, process: Process, code: int) -> tuple[list[Failure], str]:
+        """File each step of an ended process under done, failed or, if its turn had not come or comes again, waiting;
+        the failures, and else why one is started again."""
         pending = process.pending
-        command = process.steps[0].command
         self.outcome.done += [step for step in process.steps if step not in pending]
+        said = last_error(process.log, process.log_start, code)
+
+        def reason(step: Step) -> str:
+            return said if code else f"ended without an error, but {step.output} is missing or out of date"
+
+        # Items are worked off in order: the first without a result is the one that ended the process.
+        at_fault = pending if code == 0 or not process.steps[0].items else pending[:1]
+        for step in process.steps:
+            turn_came = step in at_fault or step not in pending
+            why = reason(step) if turn_came else "its turn had not come"
+            self._starts.ended(step, process.popen.pid, code, why, interrupted=not turn_came)
+        if process.steps[0].items:
+            refused = {step: reason(step) for step in self._refused_items(process, pending, at_fault, code)}
+        else:
+            refused = {step: why for step in pending if (why := self._starts.refusal(step, code, reason(step)))}
+        for step, why in refused.items():
+            self._starts.gave_up(step, code, why)
+        again = [step for step in pending if step not in refused]
+        self._again |= {step.name for step in again}
+        self._waiting = [*(step for step in self._waiting if step not in refused), *again]
+        failures = [Failure(step, reason(step), process.log, code) for step in refused]
+        return failures, said if again and not failures else ""
+
+    def _refused_items(
+        self, process: Process, pending: Sequence[Step], at_fault: Sequence[Step], code: int
+    ) -> Sequence[Step]:
+        """Which steps that share a command are given up: the one at fault, or all when none gets anywhere."""
         if not pending:
-            return []
+            return ()
+        command = process.steps[0].command
         fruitless = self._fruitless.get(command, 0) + 1 if len(pending) == len(process.steps) else 0
         self._fruitless[command] = fruitless
-        # Items are worked off in order: the first without a result is the one that failed.
-        failed = list(pending) if code == 0 else [pending[0]]
-        if code == EXIT_AGAIN and fruitless < _LAST_TRIES:
-            # Stopped from outside after it saved: the same command goes on.
-            failed = []
-        again = [step for step in pending if step not in failed]
         if fruitless >= _LAST_TRIES:
-            again += [step for step in self._waiting if step.command == command and step.items]
-            failed += again
-            self._waiting = [step for step in self._waiting if step not in again]
-            again = []
-        self._waiting += again
-        message = _last_error(process.log, process.log_start, code)
-        return [
-            Failure(
-                step,
-                message if code else f"ended without an error, but {step.output} is missing or out of date",
-                process.log,
-                code,
-            )
-            for step in failed
-        ]
+            return [*pending, *(step for step in self._waiting if step.command == command)]
+        return () if code == EXIT_AGAIN else at_fault
 
     def _block(self) -> None:
         """Give up the steps whose needs cannot be met any more."""
@@ -308,7 +375,7 @@ class LocalExecutor:
             while time.monotonic() < deadline and any(item.popen.poll() is None for item in self.processes):
                 time.sleep(POLL_SECONDS)
         finally:
-            with _signals_held():
+            with signals_held():
                 for process in self.processes:
                     if process.popen.poll() is None:
                         process.popen.send_signal(KILL_ALL)
@@ -317,54 +384,17 @@ class LocalExecutor:
                     if process.popen.poll() is None:
                         _signal_group(process, signal.SIGKILL)
                         process.popen.wait()
+                    for step in process.steps:
+                        code = _exit_code(process.popen.returncode)
+                        self._starts.ended(step, process.popen.pid, code, STOPPED, interrupted=True)
                 self.processes.clear()
+
+
+def _exit_code(code: int) -> int:
+    """As shells say it, also where the supervising process itself was killed."""
+    return code if code >= 0 else 128 - code
 
 
 def _signal_group(process: Process, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.popen.pid, number)
-
-
-@contextlib.contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP do what Ctrl-C does."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    # What nohup has set to be ignored stays so.
-    heeded = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in heeded}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Keep interruptions back, so that no process is started without being noted."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-_ERROR_LINE = re.compile(r"(error: |[\w.]*(Error|Exception|Interrupt|Exit)\b(: |$))")
-
-
-def _last_error(log: Path, start: int, code: int) -> str:
-    """The line of the log that says best why the process ended."""
-    with open(log, "rb") as file:
-        file.seek(max(start, file.seek(0, os.SEEK_END) - 64 * 1024))
-        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if _ERROR_LINE.match(line)]
-    said = (errors or lines or ["it printed nothing"])[-1].removeprefix("error: ")
-    if code > 128 and not errors:
-        number = code - 128
-        name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
-        hint = " (out of memory?)" if number == signal.SIGKILL else ""
-        return f"killed by {name}{hint}; its last line: {said}"
-    return said

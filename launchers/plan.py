@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recipes import encoded, index
+from recipes import checkpoint, encoded, index, layout
 from recipes.grid import Grid, Run
 from tokenizer.cli import UserError
 
@@ -53,6 +53,10 @@ class Step:
     """Arguments to append. Steps with equal `command` may share a process: the command, then all their items."""
     run: str | None = None
     """The run that it belongs to."""
+    progress: Callable[[], int] = lambda: 0
+    """How far it is, in units of its own: where it goes on if it is started again."""
+    processes: int = 1
+    """Processes that it trains in: cores or GPUs of this machine that it takes."""
 
 
 @dataclass(frozen=True)
@@ -227,18 +231,18 @@ def build_plan(
     evaluations = []
     for run in runs:
         last = run.settings.checkpoint_steps[-1]
+        processes = layout.model_parallel_size(run.settings)
         train = Step(
             name=f"train {run.name}",
             phase="train",
-            command=(
-                *(python, "-m", "recipes.pretrain", "--grid", str(folder.grid_file)),
-                *("--run", run.name, "--out", str(folder.path)),
-            ),
+            command=(*_train(processes), "--grid", str(folder.grid_file), "--run", run.name, "--out", str(folder.path)),
             log=folder.logs / f"train-{run.name}.log",
             done=lambda name=run.name, last=last: folder.has_checkpoint(name, last),
             output=str(folder.checkpoint(run.name, last)),
             needs=("index the documents",),
             run=run.name,
+            progress=lambda name=run.name: checkpoint.newest_saved_step(folder.path / name),
+            processes=processes,
         )
         steps.append(train)
         evaluations += [
@@ -268,6 +272,13 @@ def build_plan(
         needs_ended=True,
     )
     return Plan((*steps, *evaluations, report))
+
+
+def _train(processes: int) -> tuple[str, ...]:
+    """The training's command up to its options."""
+    if processes == 1:
+        return (sys.executable, "-m", "recipes.pretrain")
+    return (sys.executable, "-m", "recipes.launch", "--nproc-per-node", str(processes), "--")
 
 
 def _evaluate(grid: Grid, benchmarks: str) -> tuple[str, ...]:

@@ -200,6 +200,12 @@ def list_steps(run_directory: Path) -> list[int]:
     return [step for step, path in _directories(run_directory, CHECKPOINTS) if (path / MANIFEST).is_file()]
 
 
+def newest_saved_step(run_directory: Path) -> int:
+    """The newest step with a state to go on from, checkpoint or not; 0 if there is none. It is not verified."""
+    found = [item for folder in (CHECKPOINTS, RESUME) for item in _directories(run_directory, folder)]
+    return max((step for step, path in found if (path / MANIFEST).is_file()), default=0)
+
+
 def is_started(run_directory: Path) -> bool:
     """Whether the run has saved anything."""
     return any(_directories(run_directory, folder) for folder in (CHECKPOINTS, RESUME))

@@ -84,7 +84,7 @@ def launch(options: Sequence[str], arguments: Sequence[str]) -> int:
                     "or none on a single machine"
                 ) from None
             raise StartAgain(
-                f"the processes cannot meet: {_first_line(error)}; start all of them, on machines that reach one another"
+                f"the processes cannot meet: {_first_line(error)}; start all of them, on machines that reach each other"
             ) from None
         return _conclude(outcome.collect(Path(directory)), died, number)
 

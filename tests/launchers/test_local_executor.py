@@ -15,6 +15,7 @@ from executor_plans import FAMILY, WRITE, family_step, item_step, python, write_
 from launchers.directory import launcher_pid, locked
 from launchers.local import LocalExecutor, Observer
 from launchers.plan import GridDirectory, Plan, Step
+from launchers.records import MOST_FRUITLESS
 from tokenizer.cli import UserError
 
 PATIENCE = 20.0
@@ -302,17 +303,22 @@ def test_a_hang_up_that_nohup_ignores_is_ignored(tmp_path):
 
 
 def test_a_killed_supervisor_takes_its_step_along(tmp_path):
+    pids: list[int] = []
+
     class KillSupervisor(Observer):
         def tick(self, executor) -> None:
             if (tmp_path / "f.pids").is_file() and executor.processes:
+                pids.extend(map(int, (tmp_path / "f.pids").read_text().split()))
+                (tmp_path / "f.pids").unlink()
                 os.kill(executor.processes[0].popen.pid, signal.SIGKILL)
 
     outcome = run(family_step(tmp_path, "f"), observers=[KillSupervisor()]).outcome
     assert "SIGKILL" in outcome.failed[0].message
-    step, child, elsewhere, orphan = (int(pid) for pid in (tmp_path / "f.pids").read_text().split())
-    wait_for(lambda: not any(alive(pid) for pid in (step, child, orphan)), "processes are left")
     # A session of its own is out of reach of the process group: only a living supervisor ends it.
-    os.kill(elsewhere, signal.SIGKILL)
+    for elsewhere in pids[2::4]:
+        os.kill(elsewhere, signal.SIGKILL)
+    assert len(pids) == 4 * MOST_FRUITLESS
+    wait_for(lambda: not any(alive(pid) for pid in pids), "processes are left")
 
 
 def test_steps_that_ignore_the_request_to_end_are_killed(tmp_path):
