@@ -178,8 +178,16 @@ def _search(run: Run, cluster: Cluster, gpus: int, goodput: float, shortest_slic
     best: Plan | None = None
     smallest: tuple[Memory, RunSettings] | None = None
     considered = 0
-    for settings, data_parallel, memory in legal_layouts(run.settings, cluster, gpus, refusals, shortest_slice):
+
+    def may_be_faster(settings: RunSettings, data_parallel: int) -> bool:
+        # Recomputation only takes longer: most layouts need no account of their memory.
+        nonlocal considered
         considered += 1
+        return best is None or model.step_time(settings, data_parallel).total < best.step.total
+
+    for settings, data_parallel, memory in legal_layouts(
+        run.settings, cluster, gpus, refusals, shortest_slice, may_be_faster
+    ):
         if memory.total > cluster.usable_bytes:
             if smallest is None or memory.total < smallest[0].total:
                 smallest = memory, settings
@@ -252,11 +260,17 @@ def check_gpus(cluster: Cluster, gpus: int) -> None:
 
 
 def legal_layouts(
-    base: RunSettings, cluster: Cluster, gpus: int, refusals: Refusals, shortest_slice: int = SLICES[-1]
+    base: RunSettings,
+    cluster: Cluster,
+    gpus: int,
+    refusals: Refusals,
+    shortest_slice: int = SLICES[-1],
+    wanted: Callable[[RunSettings, int], bool] = lambda settings, data_parallel: True,
 ) -> Iterator[tuple[RunSettings, int, Memory]]:
     """Every legal layout on `gpus` GPUs with its replicas and the memory of its fullest GPU, in the cheapest
     recomputation that fits; those that fit in none come too, with the full one's memory. Context parallel ranks hold
-    at least `shortest_slice` tokens of a sequence."""
+    at least `shortest_slice` tokens of a sequence. Layouts that are not `wanted`, asked without recomputation, are left
+    out."""
     base = dataclasses.replace(base, **_DEFAULTS)
     for tensor in _divisors(gpus, cluster.gpus_per_node):
         cut = _try(base, refusals, tensor_parallel=tensor, sequence_parallel=tensor > 1)
@@ -275,7 +289,7 @@ def legal_layouts(
                 distributed = replicas * context > 1
                 for stage_settings in _pipelines(shared, pipeline, refusals):
                     settings = dataclasses.replace(stage_settings, distributed_optimizer=distributed)
-                    yield from _micro_batches(settings, replicas, cluster, gpus, refusals)
+                    yield from _micro_batches(settings, replicas, cluster, gpus, refusals, wanted)
 
 
 _DEFAULTS: dict[str, Any] = {
@@ -338,7 +352,12 @@ def _middle_layers(settings: RunSettings) -> int:
 
 
 def _micro_batches(
-    settings: RunSettings, replicas: int, cluster: Cluster, gpus: int, refusals: Refusals
+    settings: RunSettings,
+    replicas: int,
+    cluster: Cluster,
+    gpus: int,
+    refusals: Refusals,
+    wanted: Callable[[RunSettings, int], bool],
 ) -> Iterator[tuple[RunSettings, int, Memory]]:
     virtual, stages = settings.virtual_pipeline_parallel > 1, settings.pipeline_parallel
     share = settings.global_batch_size // replicas
@@ -346,6 +365,8 @@ def _micro_batches(
         candidate = _unchecked(settings, micro_batch_size=micro)
         if virtual and share // micro % stages:
             refusals.add_from(lambda it=candidate: layout.data_parallel_size(it, gpus), (stages, micro), candidate)
+            continue
+        if not wanted(candidate, replicas):
             continue
         for recompute in RECOMPUTE:
             if recompute != candidate.recompute:

@@ -165,7 +165,7 @@ def test_shipped_clusters_pass_the_real_command_line(path, capsys):
     assert "large-20480" in shown and "GPU-hours" in shown
     assert load_cluster(path).name == path.stem
     numbers = [line for line in path.read_text().splitlines() if ": " in line and not line.lstrip().startswith("#")]
-    named = [line for line in numbers if not line.startswith(("name:", "gpus_per_node:", " "))]
+    named = [line for line in numbers if not line.startswith(("name:", "like:", "gpus_per_node:", " "))]
     assert all("#" in line for line in named), "each number has its source"
 
 
@@ -206,7 +206,7 @@ def test_a_wrong_cluster_file_is_refused_with_its_line(tmp_path, before, after, 
     [
         (
             ["--cluster", "dgx-z9"],
-            "there is no cluster file dgx-z9; give a YAML file or one of the shipped clusters: dgx-",
+            "there is no cluster file dgx-z9; give a YAML file or one of the shipped clusters: a100, b200, dgx-a100",
         ),
         (["--run", "70B"], "paper.yaml matches '70B'; the runs are 1.5B-3T, "),
         (["--gpus", "12"], "12 GPUs are no whole number of dgx-a100 nodes of 8; give --gpus 8 or 16"),
