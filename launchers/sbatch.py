@@ -26,6 +26,10 @@ WAIT_SECONDS = 120
 """How long the other nodes of a run may go on after the first has ended; then srun ends them."""
 
 KEEPER_TIME = "00:15:00"
+"""Time limit of one look."""
+
+LINE_LENGTH = 100
+"""Columns of a line in a job script, where its words allow that."""
 
 
 def write_scripts(study: Study) -> None:
@@ -291,4 +295,12 @@ def check_mounts(cluster: SlurmCluster, paths: Sequence[Path]) -> None:
 
 
 def _shell(words: Sequence[str]) -> str:
-    return shlex.join(words)
+    """Words quoted for bash; long lines are broken before an option or a program."""
+    lines = [""]
+    for place, word in enumerate(words):
+        quoted = shlex.quote(word)
+        breaks = word.startswith("-") or words[place - 1] == "--"
+        if lines[-1] and breaks and len(lines[-1]) + len(quoted) > LINE_LENGTH:
+            lines.append("")
+        lines[-1] += f" {quoted}" if lines[-1] else quoted
+    return " \\\n    ".join(lines)
