@@ -146,7 +146,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    return str(error).strip().splitlines()[0].rstrip(".")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
