@@ -151,7 +151,14 @@ def _on_slurm(
         return slurm_launch.resume(folder, runs, console)
     corpus, benchmarks = _inputs(folder, arguments)
     request = slurm_launch.Request(
-        *(grid, tuple(runs), folder, arguments.cluster, corpus, benchmarks),
+        *(
+            grid,
+            tuple(runs),
+            folder,
+            arguments.cluster,
+            corpus and corpus.resolve(),
+            benchmarks and benchmarks.resolve(),
+        ),
         *(arguments.days, arguments.gpus, arguments.dry_run, arguments.yes),
     )
     return slurm_launch.launch(request, console)
@@ -160,11 +167,11 @@ def _on_slurm(
 def _inputs(folder: GridDirectory, arguments: argparse.Namespace) -> tuple[Path | None, Path | None]:
     """Documents and benchmarks: as given, or those of the last launch."""
     before = read_sources(folder)
-    found = []
-    for name in ("corpus", "benchmarks"):
-        given = getattr(arguments, name) or (Path(before[name]) if before.get(name) else None)
-        found.append(given and given.resolve())
-    return found[0], found[1]
+    corpus, benchmarks = (
+        getattr(arguments, name) or (Path(before[name]) if before.get(name) else None)
+        for name in ("corpus", "benchmarks")
+    )
+    return corpus, benchmarks
 
 
 def _cancel_local(folder: GridDirectory, console: Console) -> int:
@@ -192,6 +199,7 @@ def _launch(
     console: Console,
 ) -> int:
     jobs, started = arguments.jobs, time.time()
+    corpus, benchmarks = (path and path.resolve() for path in (corpus, benchmarks))
     sources = check_before_start(grid, runs, folder, corpus, benchmarks, jobs)
     with locked(folder) as lock:
         write_grid(grid, folder)

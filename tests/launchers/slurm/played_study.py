@@ -37,7 +37,7 @@ CLUSTER: dict[str, Any] = {
     "training": {"cpus_per_process": 2, "memory": None},
     "preparation": {"cpus": 1, "memory": None, "time_limit": "00:10:00"},
     "evaluation": {"gpus": 0, "cpus": 1, "memory": None, "time_limit": "00:10:00", "at_once": 16},
-    "keeper_seconds": 1,
+    "keeper_seconds": 2,
     "master_host": "127.0.0.1",
 }
 """The `slurm` part of a cluster file for processes on CPUs."""

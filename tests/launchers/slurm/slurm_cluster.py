@@ -155,15 +155,14 @@ class Slurm:
         """`scontrol update`: down, resume, drain, ..."""
         self.run("scontrol", "update", f"nodename={node}", f"state={state}", "reason=test")
 
-    def kill_slurmctld(self) -> None:
-        """kill -9; jobs go on, commands do not. What happened is written down by then: Slurm does that every 5 s."""
-        time.sleep(6)
+    def stop_slurmctld(self, number: int = signal.SIGTERM) -> None:
+        """End it by a signal; jobs go on, Slurm's commands do not. After a SIGKILL it forgets some of the last 5 s."""
         pid = int((self.root / "run" / "slurmctld.pid").read_text())
-        os.kill(pid, signal.SIGKILL)
-        self.wait(lambda: not Path(f"/proc/{pid}").exists(), 10)
+        os.kill(pid, number)
+        self.wait(lambda: not Path(f"/proc/{pid}").exists(), 30)
 
     def start_slurmctld(self) -> None:
-        """After `kill_slurmctld`."""
+        """After `stop_slurmctld`."""
         assert self._holder and self._holder.stdin
         self._holder.stdin.write("slurmctld\n")
         self._holder.stdin.flush()

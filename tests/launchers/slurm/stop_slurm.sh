@@ -16,7 +16,8 @@ is_alive() { # PID
 
 end_daemon() { # FILE NAME: by the process id in FILE, if it is still that daemon
     local pid try
-    read -r pid <"$1" 2>/dev/null || return 0
+    [[ -s $1 ]] || return 0
+    pid=$(cat "$1")
     if [[ $pid && $(cat "/proc/$pid/comm" 2>/dev/null) == "$2" ]]; then
         kill -TERM "$pid" 2>/dev/null
         for ((try = 0; try < 100; try++)); do
