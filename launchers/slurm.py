@@ -7,7 +7,6 @@ a shell.
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
@@ -48,11 +47,6 @@ class Job(QueuedJob):
         """Its index in an array."""
         _, underscore, index = self.job.partition("_")
         return int(index) if underscore and index.isdigit() else None
-
-
-def is_installed() -> bool:
-    """Whether this machine can submit jobs."""
-    return shutil.which("sbatch") is not None
 
 
 def jobs(names: Iterable[str] = (), patience: float = 0.0) -> list[Job]:

@@ -76,10 +76,13 @@ def launch(request: Request, console: Console) -> int:
         study = _study(request, cluster, allocations, before, corpus, benchmarks)
         study.write_checkpoints()
         write_scripts(study)
-        if slurm.is_installed():
-            _check_slurm(study)
+        refused = _refusal(study)
+        if refused and not request.dry_run:
+            raise refused
         _show(request, study, console)
         if request.dry_run:
+            if refused:
+                console.print(f"Slurm would refuse it: {refused}", highlight=False, soft_wrap=True, markup=False)
             console.print(f"Job scripts: {study.directory}. Nothing was submitted.", highlight=False, soft_wrap=True)
             return 0
         if not request.yes and not _agreed(len(request.runs)):
@@ -189,6 +192,15 @@ def _check_starts(command: Sequence[str], cluster: SlurmCluster) -> None:
         raise UserError(f"{cluster.path}: environment: {command[0]} does not start: {' '.join(said)}")
 
 
+def _refusal(study: Study) -> UserError | None:
+    """What Slurm has against the study's jobs, if anything."""
+    try:
+        _check_slurm(study)
+    except UserError as error:
+        return error
+    return None
+
+
 def _check_slurm(study: Study) -> None:
     """UserError where Slurm would refuse a job: partition, account, time limit, nodes that it does not have."""
     site = study.cluster.site
@@ -263,9 +275,10 @@ def _sentences(request: Request, study: Study, chosen: Sequence[Allocation]) -> 
 
 
 def _partition_nodes(name: str | None) -> int:
-    if not slurm.is_installed():
+    try:
+        known = slurm.partitions()
+    except UserError:
         return 0
-    known = slurm.partitions()
     chosen = known.get(name or "") or next((p for p in known.values() if p.get("Default") == "YES"), {})
     return int(chosen.get("TotalNodes", 0))
 
