@@ -24,7 +24,7 @@ from launchers.directory import locked, write_grid, write_sources
 from launchers.plan import GridDirectory
 from launchers.reconcile import Reconciler, cancel
 from launchers.sbatch import check_mounts, train_script, write_scripts
-from launchers.site import SlurmCluster, existing_image, load_slurm_cluster
+from launchers.site import SlurmCluster, existing_image, load_slurm_cluster, seconds_of
 from launchers.status import format_duration
 from launchers.study import Launch, Study, check_names, is_on_slurm, listed_checkpoints
 from recipes.grid import Grid, Run
@@ -203,13 +203,7 @@ def _refusal(study: Study) -> UserError | None:
 
 def _check_slurm(study: Study) -> None:
     """UserError where Slurm would refuse a job: partition, account, time limit, nodes that it does not have."""
-    site = study.cluster.site
-    known = slurm.partitions()
-    named = {"partition": site.partition, "preparation": site.preparation.partition}
-    named["evaluation"] = site.evaluation.partition
-    for key, name in named.items():
-        if name is not None and name not in known:
-            raise UserError(f"{study.cluster.path}: {key}: there is no partition {name}; there are {', '.join(known)}")
+    _check_partitions(study)
     most = int(slurm.config().get("MaxArraySize", "1001"))
     if (count := len(listed_checkpoints(study.checkpoints_file))) > most:
         raise UserError(
@@ -220,6 +214,25 @@ def _check_slurm(study: Study) -> None:
     for script in (*scripts.values(), *others):
         if refused := slurm.refusal(script):
             raise UserError(f"Slurm refuses {script.name}: {refused}; see the cluster file")
+
+
+def _check_partitions(study: Study) -> None:
+    """UserError for a partition that there is not, or one that ends jobs sooner: Slurm lets such jobs wait for ever."""
+    site, known = study.cluster.site, slurm.partitions()
+    default = next((name for name, fields in known.items() if fields.get("Default") == "YES"), "")
+    for key, part in (("partition", site), ("preparation", site.preparation), ("evaluation", site.evaluation)):
+        name = part.partition or site.partition or default
+        if name not in known:
+            there = ", ".join(known)
+            raise UserError(
+                f"{study.cluster.path}: {key}: there is no partition {name or '(default)'}; there are {there}"
+            )
+        most = known[name].get("MaxTime", "UNLIMITED")
+        if most[:1].isdigit() and seconds_of(part.time_limit) > seconds_of(most):
+            raise UserError(
+                f"{study.cluster.path}: {key}: time_limit {part.time_limit} is above the {most} that partition {name} "
+                "allows; lower it"
+            )
 
 
 def _show(request: Request, study: Study, console: Console) -> None:

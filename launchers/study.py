@@ -154,8 +154,9 @@ def check_names(folder: GridDirectory, runs: Sequence[Run], paths: Sequence[Path
     if clash := next((run.name for run in runs if run.name in OTHER_JOBS), None):
         raise UserError(f"a run cannot be called {clash}, a job of the launcher is; rename the run")
     for path in (folder.path, *paths):
-        if re.search(r"[\n\r\t\0]", str(path)):
-            raise UserError(f"the path {str(path)!r} has a tab or a line break in it; rename it")
+        # Slurm reads a backslash in the name of a log as a sign of its own.
+        if re.search(r"[\n\r\t\0\\]", str(path)):
+            raise UserError(f"the path {str(path)!r} has a backslash, a tab or a line break in it; rename it")
 
 
 def _short_hash(path: Path) -> str:
