@@ -105,8 +105,8 @@ ENVIRONMENTS = {
 @pytest.mark.parametrize("kind", ENVIRONMENTS)
 def test_job_scripts_hold_the_environment_and_nothing_unquoted(kind, tmp_path, capsys, monkeypatch):
     """Written without Slurm, so that they can be read anywhere before a cluster is there."""
-    # A place without a configuration: Slurm's commands, where installed, find no cluster.
-    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "absent.conf"))
+    # Slurm's commands, where installed, find no cluster.
+    monkeypatch.delenv("SLURM_CONF", raising=False)
     monkeypatch.setenv("SECRET_TOKEN", "do-not-write-me-down")
     given, expected = ENVIRONMENTS[kind]
     cluster = tmp_path / "ours.yaml"

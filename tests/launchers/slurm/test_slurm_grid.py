@@ -19,9 +19,9 @@ from played_study import PlayedStudy, smoke_with
 PATIENCE = 120.0
 
 
-def runs_named(*names: str, tokens: int = 20480) -> str:
-    """A smoke grid of equal runs with these names."""
-    return smoke_with([{"size": "small", "tokens": tokens, "name": name} for name in names])
+def runs_named(*names: str, **settings: int) -> str:
+    """A smoke grid of equal runs with these names, of 10 steps with checkpoints after 5 and 10."""
+    return smoke_with([{"size": "small", "tokens": 20480, "name": name, **settings} for name in names])
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_scripts_are_clean(disturbed):
 @pytest.mark.parametrize("disturb", [preempt, break_node, warn, warn_batch, kill_rank, kill_script])
 def test_a_run_on_several_nodes(slurm, tmp_path, disturb):
     site = {"cpu": {"nodes": 2, "processes_per_node": 2}, "training": {"cpus_per_process": 30, "memory": None}}
-    study = PlayedStudy(slurm, tmp_path / "study", runs_named("wide", "beside"), site)
+    study = PlayedStudy(slurm, tmp_path / "study", runs_named("wide", "beside", micro_batch_size=4), site)
     study.behave(held={"wide": 7})
     study.launch()
     study.wait_for_step("wide", 7, PATIENCE)
