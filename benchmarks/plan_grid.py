@@ -15,7 +15,8 @@ from rich.table import Table
 
 from recipes.cluster import load_cluster
 from recipes.grid import load_grid
-from recipes.planner import NoPlanError, plan_run
+from recipes.planner import plan_run
+from recipes.refusals import NoPlanError
 from tokenizer import cli
 
 GPUS = tuple(2**power for power in range(3, 12))

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from launchers.site import SlurmCluster, seconds_of
 from recipes import layout
 from recipes.grid import Run
-from recipes.planner import Planner, describe
+from recipes.planner import Planner
+from recipes.refusals import describe
 from tokenizer.cli import UserError
 
 

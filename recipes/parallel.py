@@ -19,7 +19,8 @@ from rich.table import Table
 
 from recipes.cluster import GIB, Cluster, load_cluster
 from recipes.grid import Grid, Run, load_grid, override
-from recipes.planner import DAYS, GOODPUT, NoPlanError, Plan, Planner, describe
+from recipes.planner import DAYS, GOODPUT, Plan, Planner
+from recipes.refusals import NoPlanError, describe
 from tokenizer import cli
 from tokenizer.cli import UserError
 

@@ -22,6 +22,7 @@ from recipes.cluster import GIB, Cluster
 from recipes.cost import CostModel, StepTime
 from recipes.grid import Run
 from recipes.memory import Memory, worst_rank
+from recipes.refusals import NoPlanError, Refusal, Refusals, describe, middle_layers
 from recipes.settings import LAYOUT_SETTINGS, RECOMPUTE, RunSettings
 from tokenizer.cli import UserError
 
@@ -43,49 +44,6 @@ LARGEST_MICRO_BATCH = 64
 """Sequences at once at most."""
 
 _SECONDS_A_DAY = 86400.0
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why layouts were refused: one reason, the layouts it holds for, one of them as an example."""
-
-    reason: str
-    layout: str
-    count: int
-
-
-class Refusals:
-    """Reasons, each counted, in the order in which they were met."""
-
-    def __init__(self) -> None:
-        self._found: dict[str, tuple[str, int]] = {}
-        self._reasons: dict[tuple, str] = {}
-
-    def add(self, reason: str, settings: RunSettings, more: str = "") -> None:
-        """Note that a layout was refused for `reason`."""
-        example, count = self._found.get(reason, ("", 0))
-        self._found[reason] = example or describe(settings) + more, count + 1
-
-    def add_from(self, check: Callable[[], object], key: tuple, settings: RunSettings) -> None:
-        """Note what `check` says; it is asked once for layouts of the same `key`."""
-        if key not in self._reasons:
-            try:
-                check()
-            except UserError as error:
-                self._reasons[key] = str(error)
-        self.add(self._reasons[key], settings)
-
-    def all(self) -> tuple[Refusal, ...]:
-        """All of them."""
-        return tuple(Refusal(reason, example, count) for reason, (example, count) in self._found.items())
-
-
-class NoPlanError(UserError):
-    """No layout of the run is legal and fits; `refusals` says why for each."""
-
-    def __init__(self, message: str, refusals: tuple[Refusal, ...] = ()) -> None:
-        super().__init__(message)
-        self.refusals = refusals
 
 
 @dataclass(frozen=True)
@@ -320,7 +278,7 @@ def _pipelines(settings: RunSettings, stages: int, refusals: Refusals) -> Iterat
         if cut is None:
             continue
         yield cut
-        each = math.gcd(_middle_layers(cut), cut.first_stage_layers, cut.last_stage_layers)
+        each = math.gcd(middle_layers(cut), cut.first_stage_layers, cut.last_stage_layers)
         for chunks in _divisors(each, each)[1:]:
             if virtual := _try(cut, refusals, virtual_pipeline_parallel=chunks):
                 yield virtual
@@ -339,16 +297,6 @@ def _uneven(settings: RunSettings, stages: int) -> Iterator[tuple[int, int]]:
             first = ends - last
             if 1 <= first <= max(each, last) and (first, last) != (each, each):
                 yield first, last
-
-
-def _middle_layers(settings: RunSettings) -> int:
-    """Layers of a stage that is not an end one, embedding and loss counted as the settings say."""
-    if settings.embedding_and_loss_as_layers:
-        return (settings.num_layers + 2) // settings.pipeline_parallel
-    if not settings.last_stage_layers:
-        return settings.num_layers // settings.pipeline_parallel
-    ends = settings.first_stage_layers + settings.last_stage_layers
-    return (settings.num_layers - ends) // max(1, settings.pipeline_parallel - 2) or settings.last_stage_layers
 
 
 def _micro_batches(
@@ -392,24 +340,6 @@ def _unchecked(settings: RunSettings, **changes: Any) -> RunSettings:
 
 def _divisors(number: int, largest: int) -> list[int]:
     return [d for d in range(1, min(number, largest) + 1) if number % d == 0]
-
-
-def describe(settings: RunSettings) -> str:
-    """A layout in short: ``TP 2 x PP 8 (5+8+5) x VP 2 x CP 2, micro-batch 2, full recompute``."""
-    it = settings
-    pipeline = f"PP {it.pipeline_parallel}"
-    if it.first_stage_layers or it.last_stage_layers:
-        middle = f"+{_middle_layers(it)}" if it.pipeline_parallel > 2 else ""
-        pipeline += f" ({it.first_stage_layers}{middle}+{it.last_stage_layers})"
-    elif it.embedding_and_loss_as_layers:
-        pipeline += " (ends one less)"
-    parts = [f"TP {it.tensor_parallel}", pipeline]
-    if it.virtual_pipeline_parallel > 1:
-        parts.append(f"VP {it.virtual_pipeline_parallel}")
-    if it.context_parallel > 1:
-        parts.append(f"CP {it.context_parallel}")
-    text = f"{' x '.join(parts)}, micro-batch {it.micro_batch_size}"
-    return text if it.recompute == "none" else f"{text}, {it.recompute} recompute"
 
 
 def _why_not(

@@ -13,7 +13,8 @@ from recipes.cluster import CLUSTERS, load_cluster
 from recipes.cost import CostModel
 from recipes.grid import Run, load_grid
 from recipes.parallel import main
-from recipes.planner import SLICES, NoPlanError, Refusals, legal_layouts, plan_run, plan_within
+from recipes.planner import SLICES, legal_layouts, plan_run, plan_within
+from recipes.refusals import NoPlanError, Refusals
 from tokenizer.cli import UserError
 
 SHIPPED = sorted(CLUSTERS.glob("*.yaml"))
