@@ -27,6 +27,7 @@ from rich.console import Console, RenderableType
 from rich.markup import escape
 
 from launchers.checks import check_before_start, tasks_of
+from launchers.devices import find_gpus, num_jobs
 from launchers.directory import launcher_pid, locked, read_sources, write_grid, write_sources
 from launchers.dry_run import print_plan
 from launchers.estimate import Estimator, total_seconds
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _cancel_local(folder, console)
     corpus, benchmarks = _inputs(folder, arguments)
     if arguments.dry_run:
-        print_plan(grid, runs, folder, corpus, benchmarks, arguments.jobs, console)
+        print_plan(grid, runs, folder, corpus, benchmarks, arguments.jobs or num_jobs(find_gpus()), console)
         return 0
     return _launch(grid, runs, folder, corpus, benchmarks, arguments, console)
 
@@ -198,13 +199,14 @@ def _launch(
     arguments: argparse.Namespace,
     console: Console,
 ) -> int:
-    jobs, started = arguments.jobs, time.time()
+    started, gpus = time.time(), find_gpus()
+    jobs = arguments.jobs or num_jobs(gpus)
     corpus, benchmarks = (path and path.resolve() for path in (corpus, benchmarks))
     sources = check_before_start(grid, runs, folder, corpus, benchmarks, jobs)
     with locked(folder) as lock:
         write_grid(grid, folder)
         write_sources(sources, folder)
-        plan = build_plan(grid, folder, corpus, benchmarks, runs, jobs)
+        plan = build_plan(grid, folder, corpus, benchmarks, runs, num_jobs(()) if gpus else jobs)
         rates = measure([run.settings.hidden_size for run in runs], jobs)
         num_tasks = len(tasks_of(grid))
         estimator = Estimator(runs, folder, rates, num_tasks, grid.evaluation.limit, sources["bytes"], jobs)
@@ -217,7 +219,7 @@ def _launch(
         )
         observers = (Notes(folder, jobs), estimator, display)
         with display.drawing():
-            outcome = LocalExecutor(plan, jobs, estimator.left, observers, inherit=(lock,)).run()
+            outcome = LocalExecutor(plan, jobs, estimator.left, observers, inherit=(lock,), gpus=gpus).run()
     _summarise(outcome, console)
     if folder.report_page.is_file():
         console.print(f"report: {folder.report_page}", highlight=False, soft_wrap=True, markup=False)
@@ -283,9 +285,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--jobs",
         type=_num_jobs,
-        default=len(os.sched_getaffinity(0)),
         metavar="N",
-        help="processes side by side, one thread each (default: the cores there are, %(default)s)",
+        help="processes side by side, each with a GPU or one thread (default: the GPUs there are, or the cores)",
     )
     parser.add_argument(
         "--cluster",
