@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = GridDirectory(arguments.directory.resolve())
     with locked(folder):
         reconciler = Reconciler(Study.read(folder), patience=slurm.PATIENCE_SECONDS)
-        for line in reconciler.submit_missing():
+        reconciler.submit_missing()
+        for line in (*reconciler.submitted, *(f"refused: {line}" for line in reconciler.refused)):
             print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", flush=True)
         if reconciler.is_settled():
             print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} nothing is left to do", flush=True)

@@ -1,18 +1,25 @@
-"""Nodes that failed under a study's jobs: those that did so twice are not used again.
+"""Nodes that failed under a study's jobs: those that do so again and again are left out for a while.
 
 note_failure(folder.logs, ["node3"], job="812.1", reason="killed by SIGKILL")
-excluded(folder.logs) -> []          # after a second one: ["node3"]
+excluded(folder.logs, num_nodes=64) -> []          # after a second one: ["node3"]
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launchers.records import Record
+from launchers.records import Event, Record
 
 MOST_FAILURES = 2
-"""Failures of a node after which it is left out."""
+"""Failures of a node, with nothing done on it in between, after which it is left out."""
+
+FORGET_SECONDS = 2 * 86400.0
+"""After that time a failure is forgotten: nodes are repaired."""
+
+MOST_EXCLUDED = 0.25
+"""Share of the nodes that is left out at most: where more of them fail, it is not the nodes."""
 
 _NAME = "nodes"
 
@@ -23,10 +30,38 @@ def note_failure(logs: Path, nodes: Sequence[str], job: str, reason: str) -> Non
         Record.of(logs, _NAME).add("failed", job=job, nodes=tuple(nodes), reason=reason)
 
 
-def excluded(logs: Path) -> list[str]:
-    """Nodes that failed under two starts or more. To use them again, remove logs/starts/nodes.jsonl."""
-    failures: dict[str, set[str]] = {}
+def note_success(logs: Path, nodes: Sequence[str], job: str) -> None:
+    """Write down that `job` got somewhere on `nodes`, where one of them has failed before."""
+    failed = _failures(logs)
+    if known := [node for node in nodes if node in failed]:
+        Record.of(logs, _NAME).add("worked", job=job, nodes=tuple(known))
+
+
+def excluded(logs: Path, num_nodes: int) -> list[str]:
+    """Nodes that failed under two starts or more, of `num_nodes` that there are. To use them again at once, remove
+    logs/starts/nodes.jsonl."""
+    often = {node: max(starts.values()) for node, starts in _failures(logs).items() if len(starts) >= MOST_FAILURES}
+    newest = sorted(often, key=lambda node: -often[node])
+    return sorted(newest[: int(MOST_EXCLUDED * num_nodes)])
+
+
+def has_failures(logs: Path) -> bool:
+    """Whether any node has failed lately: then it is worth asking how many there are."""
+    return bool(_failures(logs))
+
+
+def _failures(logs: Path) -> dict[str, dict[str, float]]:
+    """By node: the starts that failed on it since something last worked there, and when."""
+    failures: dict[str, dict[str, float]] = {}
     for event in Record.of(logs, _NAME).history().events:
-        for node in event.nodes:
-            failures.setdefault(node, set()).add(event.job)
-    return sorted(node for node, starts in failures.items() if len(starts) >= MOST_FAILURES)
+        if time.time() - event.time < FORGET_SECONDS:
+            _count(event, failures)
+    return failures
+
+
+def _count(event: Event, failures: dict[str, dict[str, float]]) -> None:
+    for node in event.nodes:
+        if event.event == "worked":
+            failures.pop(node, None)
+        else:
+            failures.setdefault(node, {})[event.job] = event.time

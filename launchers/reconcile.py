@@ -11,13 +11,14 @@ from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from launchers import nodes, slurm
+from launchers import slurm
 from launchers.plan import Step
 from launchers.records import MOST_FRUITLESS, Event, Record
 from launchers.sbatch import EVALUATION_TRIES, train_script
 from launchers.segment import KEEPER
 from launchers.slurm import Job
 from launchers.study import Study, listed_checkpoints
+from tokenizer.cli import UserError
 
 LAUNCH_FAILED = "launch failed requeued held"
 """Why Slurm holds a job that a node could not start."""
@@ -35,6 +36,9 @@ class Reconciler:
     def __init__(self, study: Study, asked: Collection[str] = (), patience: float = 0.0) -> None:
         self.study = study
         self.submitted: list[str] = []
+        """What was submitted, in words."""
+        self.refused: list[str] = []
+        """What Slurm did not take, in words."""
         self._asked = asked
         self._patience = patience
         self._jobs = slurm.jobs(study.kinds, patience)
@@ -73,12 +77,12 @@ class Reconciler:
         self._evaluate()
         self._report()
         if "keeper" not in self.queue and not self.is_settled():
-            self.submitted.append(f"keeper: job {self._submit(self.study.directory / KEEPER)}")
+            self._submit(["keeper"], "keeper", self.study.directory / KEEPER)
         return self.submitted
 
     def is_settled(self) -> bool:
         """Whether nothing is left that could still be done: all is done, given up or cancelled."""
-        if self.submitted or set(self.queue) - {"keeper"}:
+        if self.submitted or self.refused or set(self.queue) - {"keeper"}:
             return False
         return not any(self._may_start(step) for step in self.study.plan if self._is_possible(step))
 
@@ -114,14 +118,14 @@ class Reconciler:
             return job.job
         if not self._may_start(missing[0]):
             return None
-        return self._submit_step(missing[0], self.study.directory / "prepare.sbatch")
+        return self._submit([missing[0].name], "prepare", self.study.directory / "prepare.sbatch")
 
     def _train(self, run: str, prepared: str) -> None:
         step = self.study.plan.by_name[f"train {run}"]
         if step.done() or step.name in self.queue or not self._may_start(step):
             return
         wait = ",".join([*([f"afterok:{prepared}"] if prepared else []), "singleton"])
-        self._submit_step(step, train_script(self.study, run), f"--dependency={wait}")
+        self._submit([step.name], step.name, train_script(self.study, run), f"--dependency={wait}")
 
     def _evaluate(self) -> None:
         """Submit checkpoints that are whole and have no result, as one array, if the throttle leaves room."""
@@ -142,11 +146,14 @@ class Reconciler:
         ]
         if not ready:
             return
-        job = self._submit(self.study.directory / "evaluate.sbatch", f"--array={ranges(ready)}%{room}")
-        for index in ready:
-            run, step = self._checkpoints[index]
-            self._record(f"evaluate {run} step {step}").add("submitted", job=f"{job}_{index}")
-        self.submitted.append(f"evaluate {len(ready)} checkpoints: job {job}")
+        names = ["evaluate {} step {}".format(*self._checkpoints[index]) for index in ready]
+        self._submit(
+            names,
+            f"evaluate {len(ready)} checkpoints",
+            self.study.directory / "evaluate.sbatch",
+            f"--array={ranges(ready)}%{room}",
+            members=ready,
+        )
 
     @cached_property
     def _checkpoints(self) -> list[tuple[str, int]]:
@@ -162,9 +169,7 @@ class Reconciler:
         tried = [event for event in record.history().events if event.progress == count]
         if len(tried) >= MOST_FRUITLESS and step.name not in self._asked:
             return
-        job = self._submit(self.study.directory / "report.sbatch")
-        record.add("submitted", job=job, progress=count)
-        self.submitted.append(f"{step.name}: job {job}")
+        self._submit([step.name], step.name, self.study.directory / "report.sbatch", progress=count)
 
     # May it, and how.
 
@@ -208,16 +213,34 @@ class Reconciler:
         # Slurm has forgotten it: one that was told to end and did not come back was cancelled, or so it must seem.
         return last.event == "ended" and last.interrupted
 
-    def _submit_step(self, step: Step, script: Path, *options: str) -> str:
-        job = self._submit(script, *options)
-        self._record(step.name).add("submitted", job=job)
-        self.submitted.append(f"{step.name}: job {job}")
+    def _submit(
+        self,
+        steps: Sequence[str],
+        words: str,
+        script: Path,
+        *options: str,
+        members: Sequence[int] = (),
+        progress: int = 0,
+    ) -> str | None:
+        """Submit the job of `steps` (with `members`, of an array's) and note it; its number. The keeper notes what
+        Slurm refuses and goes on (None); a person is told (UserError)."""
+        try:
+            job = slurm.submit_avoiding(self._bad_nodes, script, *options, patience=self._patience)
+        except UserError as error:
+            if self._asked:
+                raise
+            for step in steps:
+                self._record(step).add("refused", reason=str(error))
+            self.refused.append(f"{words}: {error}")
+            return None
+        for place, step in enumerate(steps):
+            self._record(step).add("submitted", job=f"{job}_{members[place]}" if members else job, progress=progress)
+        self.submitted.append(f"{words}: job {job}")
         return job
 
-    def _submit(self, script: Path, *options: str) -> str:
-        bad = nodes.excluded(self.study.folder.logs)
-        without = [f"--exclude={','.join(bad)}"] if bad else []
-        return slurm.submit(script, *options, *without, patience=self._patience)
+    @cached_property
+    def _bad_nodes(self) -> list[str]:
+        return slurm.excludable(self.study.folder.logs, self._patience)
 
 
 def cancel(study: Study, steps: Callable[[Step], bool] = lambda step: True) -> list[str]:

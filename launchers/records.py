@@ -32,7 +32,8 @@ class Event:
     """One line of a record."""
 
     event: str
-    """submitted, started, ended, gave up, cancelled or resumed (a person asked to try again)."""
+    """submitted, refused (by the scheduler), started, ended, gave up, cancelled or resumed (a person asked to try
+    again)."""
     time: float
     """Seconds since the epoch."""
     job: str = ""

@@ -89,6 +89,8 @@ class Segment:
         start = self.log.stat().st_size if self.log.is_file() else 0
         child = Child(command)
         code = child.wait()
+        if self.done() or self.progress() > progress:
+            nodes.note_success(self.logs, here, job_name())
         if self.done():
             self.record.add("ended", job=job_name(), code=code, progress=self.progress())
             return 0
@@ -137,12 +139,15 @@ class Segment:
 
     def _is_moved_away(self, here: Sequence[str]) -> bool:
         """Whether the job was submitted again elsewhere, because of nodes that have failed before."""
-        bad = nodes.excluded(self.logs)
+        bad = slurm.excludable(self.logs, slurm.PATIENCE_SECONDS)
         if self.script is None or not set(bad) & set(here):
             return False
-        job = slurm.submit(
-            self.script, f"--exclude={','.join(bad)}", "--dependency=singleton", patience=slurm.PATIENCE_SECONDS
-        )
+        try:
+            without = f"--exclude={','.join(bad)}"
+            job = slurm.submit(self.script, without, "--dependency=singleton", patience=slurm.PATIENCE_SECONDS)
+        except UserError:
+            # There are too few others.
+            return False
         print(f"# {self.step} goes to other nodes than {','.join(bad)}, which failed before: job {job}", flush=True)
         self.record.add("submitted", job=job, reason=f"without {','.join(bad)}, which failed before")
         return True

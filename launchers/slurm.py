@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launchers import nodes
 from launchers.queued import QueuedJob
 from tokenizer.cli import UserError
 
@@ -62,8 +63,8 @@ def jobs(names: Iterable[str] = (), patience: float = 0.0) -> list[Job]:
     for line in text.splitlines():
         fields = line.split("|", 4)
         if len(fields) == 5:
-            job, state, reason, nodes, name = fields
-            found.append(Job(job, state, "" if reason == "None" else reason, nodes, name))
+            job, state, reason, where, name = fields
+            found.append(Job(job, state, "" if reason == "None" else reason, where, name))
     return found
 
 
@@ -97,18 +98,36 @@ def requeue(job: str) -> None:
     call("scontrol", "requeue", job, patience=PATIENCE_SECONDS)
 
 
-def hostnames(nodes: str) -> list[str]:
+def hostnames(names: str) -> list[str]:
     """The nodes of a list as Slurm writes it: ``node[1-2]`` to node1, node2."""
-    return call("scontrol", "show", "hostnames", nodes, patience=PATIENCE_SECONDS).split() if nodes else []
+    return call("scontrol", "show", "hostnames", names, patience=PATIENCE_SECONDS).split() if names else []
 
 
-def down(nodes: Sequence[str]) -> list[str]:
-    """Those of `nodes` that cannot be used now."""
-    if not nodes:
+def down(names: Sequence[str]) -> list[str]:
+    """Those of the nodes `names` that cannot be used now."""
+    if not names:
         return []
-    states = call("sinfo", "--noheader", "--Node", "--nodes", ",".join(nodes), "-o", "%N %T", patience=PATIENCE_SECONDS)
+    states = call("sinfo", "--noheader", "--Node", "--nodes", ",".join(names), "-o", "%N %T", patience=PATIENCE_SECONDS)
     broken = ("down", "fail", "drain", "error", "unk")
     return sorted({line.split()[0] for line in states.splitlines() if line.split()[1].startswith(broken)})
+
+
+def excludable(logs: Path, patience: float = 0.0) -> list[str]:
+    """The nodes that a study's jobs should not be given (`launchers.nodes`)."""
+    if not nodes.has_failures(logs):
+        return []
+    known = call("sinfo", "--noheader", "--Node", "-o", "%N", patience=patience).split()
+    return nodes.excluded(logs, len(set(known)))
+
+
+def submit_avoiding(bad: Sequence[str], script: Path, *options: str, patience: float = 0.0) -> str:
+    """`submit`, without the nodes `bad`; with them where Slurm cannot do without."""
+    if bad:
+        try:
+            return submit(script, *options, f"--exclude={','.join(bad)}", patience=patience)
+        except UserError:
+            pass
+    return submit(script, *options, patience=patience)
 
 
 def partitions() -> dict[str, dict[str, str]]:

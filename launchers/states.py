@@ -252,9 +252,11 @@ def _state(step: str, steps: Steps, history: History, begun: bool, waits_for: st
         state = "requeued" if job.is_requeued or history.starts else "queued"
         ended = last_end(history) if state == "requeued" else None
         return state, "; ".join(filter(None, (job.why, ended))) or None
+    last = history.last
+    refused = last.reason if last is not None and last.event == "refused" else None
     if begun:
-        return "stopped", last_end(history)
-    return "waiting", waits_for
+        return "stopped", refused or last_end(history)
+    return "waiting", refused or waits_for
 
 
 def _evaluated_steps(run: Run, folder: GridDirectory, planned: Sequence[int]) -> frozenset[int]:

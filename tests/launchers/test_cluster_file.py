@@ -8,9 +8,11 @@ import subprocess
 
 import pytest
 
+from launchers import nodes
 from launchers.allocation import Allocation, days_if_empty
 from launchers.grid import main
 from launchers.reconcile import ranges
+from launchers.records import Record
 from launchers.site import load_slurm_cluster, seconds_of
 from recipes.cluster import CLUSTERS, load_cluster
 from tokenizer.cli import UserError
@@ -169,3 +171,21 @@ def test_a_layout_that_does_not_fit_the_processes_is_refused(tmp_path):
 def test_verbs_say_what_they_miss(tmp_path, arguments, said):
     with pytest.raises(UserError, match=said):
         main(["--grid", "smoke", "--out", str(tmp_path / "out"), *arguments])
+
+
+def test_nodes_are_left_out_while_they_fail_and_never_too_many(tmp_path):
+    nodes.note_failure(tmp_path, ["n1", "n2"], "812.0", "killed by SIGKILL")
+    assert nodes.excluded(tmp_path, num_nodes=8) == []
+    nodes.note_failure(tmp_path, ["n1"], "812.0", "said twice of one start")
+    assert nodes.excluded(tmp_path, num_nodes=8) == []
+    nodes.note_failure(tmp_path, ["n1", "n2"], "813.0", "killed by SIGKILL")
+    nodes.note_success(tmp_path, ["n2", "n5"], "814.0")
+    assert nodes.excluded(tmp_path, num_nodes=8) == ["n1"]
+    for node in ("n3", "n4", "n6"):
+        for job in ("815.0", "816.0"):
+            nodes.note_failure(tmp_path, [node], job, "killed by SIGKILL")
+    assert len(nodes.excluded(tmp_path, num_nodes=8)) == 2
+    assert nodes.excluded(tmp_path, num_nodes=64) == ["n1", "n3", "n4", "n6"]
+    record = Record.of(tmp_path, "nodes")
+    record.path.write_text(record.path.read_text().replace('"time": 1', '"time": 0'))
+    assert not nodes.has_failures(tmp_path)
