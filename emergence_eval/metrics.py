@@ -1,0 +1,142 @@
+"""The numbers about a task beside accuracy and exact match; NumPy only.
+
+A choice row has the log-likelihood of each option (nats, summed over its tokens), an open row that of a reference
+answer. Each score of a row comes with its chance level: what a model scores that gives all options, or where
+tokens are counted all entries of the vocabulary, the same probability.
+
+    scores = choice_scores([-1.0, -2.0], gold=0, characters=[4, 4], tokens=[1, 2])
+    scores["brier"].value, scores["brier"].chance
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+LOWER_IS_BETTER = frozenset(("brier", "ece", "loglikelihood_per_token_wrong", "loglikelihood_per_character_wrong"))
+"""Metrics of which a smaller value is the better one; of all others a larger one is."""
+
+ECE_BINS = 10
+"""Bins of equal width over the confidence, for `expected_calibration_error`."""
+
+BOOTSTRAP_REPLICATES = 200
+"""Samples drawn for the standard error of the calibration error."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One row under one metric."""
+
+    value: float
+    chance: float
+    """NaN where it is not known (the size of the vocabulary is not)."""
+
+
+def probabilities(loglikelihoods: Sequence[float]) -> np.ndarray:
+    """The probabilities of the options, renormalised over the options (Du et al. 2024, App. C); uniform if the
+    model excludes every one of them."""
+    values = np.asarray(loglikelihoods, dtype=float)
+    highest = values.max()
+    if not np.isfinite(highest):
+        return np.full(len(values), 1 / len(values))
+    weights = np.exp(values - highest)
+    return weights / weights.sum()
+
+
+def choice_scores(
+    loglikelihoods: Sequence[float],
+    gold: int,
+    characters: Sequence[int],
+    tokens: Sequence[int],
+    vocabulary: int | None = None,
+) -> dict[str, Score]:
+    """The scores of a row with options.
+
+    Args:
+        loglikelihoods: of each option, summed over its tokens, in nats.
+        gold: index of the right option.
+        characters: length of each option's text.
+        tokens: length of each option as it was scored.
+        vocabulary: entries of the tokenizer, for the chance level of the log-likelihoods.
+
+    Returns:
+        acc, acc_norm: whether the likeliest option is the right one, by the sum and by the sum per character;
+        correct_choice_prob: probability of the right option (`probabilities`);
+        brier: sum over the options of the squared difference between that and 1 or 0 (Du et al. 2024, App. C;
+        0 to 2, uniform over four options 0.75, certain and wrong 2);
+        loglikelihood_per_token, loglikelihood_per_character: of the right option, nats;
+        the same with `_wrong`: mean over the wrong options.
+    """
+    options = len(loglikelihoods)
+    values = np.asarray(loglikelihoods, dtype=float)
+    lengths = np.maximum(np.asarray(characters, dtype=float), 1)
+    counts = np.maximum(np.asarray(tokens, dtype=float), 1)
+    given = probabilities(values)
+    right = np.arange(options) == gold
+    uniform = 1 / options
+    scores = {
+        "acc": Score(float(values.argmax() == gold), uniform),
+        "acc_norm": Score(float((values / lengths).argmax() == gold), uniform),
+        "correct_choice_prob": Score(float(given[gold]), uniform),
+        "brier": Score(float(((given - right) ** 2).sum()), 1 - uniform),
+    }
+    of_one_token = -math.log(vocabulary) if vocabulary else math.nan
+    for name, divisor, chance in (
+        ("loglikelihood_per_token", counts, np.full(options, of_one_token)),
+        ("loglikelihood_per_character", lengths, of_one_token * counts / lengths),
+    ):
+        scores[name] = Score(float(values[gold] / divisor[gold]), float(chance[gold]))
+        if options > 1:
+            wrong = values[~right] / divisor[~right]
+            scores[f"{name}_wrong"] = Score(float(wrong.mean()), float(chance[~right].mean()))
+    return scores
+
+
+def reference_score(loglikelihood: float, tokens: int, vocabulary: int | None = None) -> Score:
+    """Log-likelihood per token (nats) of an open question's reference answer."""
+    return Score(loglikelihood / max(tokens, 1), -math.log(vocabulary) if vocabulary else math.nan)
+
+
+def expected_calibration_error(confidences: Sequence[float], correct: Sequence[float], bins: int = ECE_BINS) -> float:
+    """Mean distance between confidence and accuracy, over bins of equal width weighted by their rows (Naeini et
+    al. 2015; Guo et al. 2017, eq. 3). The bins are (0, 1/bins], ..., (1 - 1/bins, 1].
+
+    Args:
+        confidences: the probability of each row's prediction.
+        correct: 1 for each row whose prediction is right, else 0.
+    """
+    gaps = np.asarray(correct, dtype=float) - np.asarray(confidences, dtype=float)
+    return float(np.abs(np.bincount(_bins(confidences, bins), gaps, minlength=bins)).sum() / len(gaps))
+
+
+def _bins(confidences: Sequence[float], bins: int) -> np.ndarray:
+    return np.clip(np.ceil(np.asarray(confidences, dtype=float) * bins).astype(int) - 1, 0, bins - 1)
+
+
+def calibration(rows: Sequence[Sequence[float]], gold: Sequence[int]) -> tuple[float, float | None]:
+    """Expected calibration error of a task and its standard error.
+
+    The standard error is that of `BOOTSTRAP_REPLICATES` samples of the rows with replacement (a fixed seed), as the
+    error is no mean over rows; None for one row. With few rows the error is biased upwards.
+
+    Args:
+        rows: log-likelihoods of the options of each row.
+        gold: index of each row's right option.
+    """
+    given = [probabilities(row) for row in rows]
+    confidences = np.array([p.max() for p in given])
+    correct = np.array([float(p.argmax() == right) for p, right in zip(given, gold, strict=True)])
+    value = expected_calibration_error(confidences, correct)
+    if len(given) < 2:
+        return value, None
+    generator = np.random.default_rng(0)
+    bins, gaps = _bins(confidences, ECE_BINS), correct - confidences
+    replicates = []
+    for _ in range(BOOTSTRAP_REPLICATES):
+        drawn = generator.integers(len(gaps), size=len(gaps))
+        sums = np.bincount(bins[drawn], gaps[drawn], minlength=ECE_BINS)
+        replicates.append(np.abs(sums).sum() / len(gaps))
+    return value, float(np.std(replicates, ddof=1))
