@@ -68,6 +68,7 @@ class PlayedStudy:
         cluster: Keys of the cluster file's `slurm` part that replace those of `CLUSTER`.
         top: Keys beside it, as `like`.
         room: Whether the disk seems to be endless; a grid of billions of parameters asks for it.
+        plays: Whether stand-ins take the place of python. Without them all is real.
     """
 
     def __init__(
@@ -78,18 +79,18 @@ class PlayedStudy:
         cluster: dict[str, Any] | None = None,
         top: dict[str, Any] | None = None,
         room: bool = False,
+        plays: bool = True,
     ):
         self.slurm, self.directory = slurm, directory
         directory.mkdir(parents=True, exist_ok=True)
         self.grid_file, self.cluster_file = directory / "grid.yaml", directory / "cluster.yaml"
         self.grid_file.write_text(grid)
-        self.corpus = write_corpus(directory / "corpus", documents=20)
+        self.corpus = write_corpus(directory / "corpus", documents=20 if plays else 3000)
         self.benchmarks = write_benchmark(directory / "benchmarks")
         self.folder = GridDirectory(directory / "out")
         self.stand_in = directory / "stand in"
-        program = record(self.grid, self.stand_in)
-        self.program = program
-        self._site = {**CLUSTER, "environment": {"python": str(program)}, **(cluster or {})}
+        environment = {"python": str(record(self.grid, self.stand_in))} if plays else {}
+        self._site = {**CLUSTER, "environment": environment, **(cluster or {})}
         self._top = top or {}
         self.set_cluster()
         self._room = room
@@ -191,10 +192,8 @@ class PlayedStudy:
 
     def is_done(self) -> bool:
         """Whether all is evaluated and in the report, and no job is left."""
-        if not all(self.folder.result(run, step).is_file() for run, step in self.checkpoints()):
-            return False
-        page = self.folder.report_page
-        return page.is_file() and f"{len(self.checkpoints())} results" in page.read_text() and not self.jobs()
+        results = [self.folder.result(run, step) for run, step in self.checkpoints()]
+        return all(path.is_file() for path in results) and self.folder.report_is_done(results) and not self.jobs()
 
     def wait_until_done(self, seconds: float) -> float:
         """Until it is; the seconds that it took."""

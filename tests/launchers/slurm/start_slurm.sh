@@ -48,7 +48,7 @@ address=$(getent ahostsv4 "$host" | awk 'NR == 1 {print $1}')
 [[ $address == 127.* ]] ||
     cannot "the name of this machine, $host, is ${address:-no address}; Slurm on one machine needs 127.0.1.1 in /etc/hosts"
 
-mkdir -p "$root"/{munge,run,log,gpus,spool,state}
+mkdir -p "$root"/{munge,run,log,gpus,spool,state,broken}
 root=$(cd -- "$root" && pwd)
 chmod 755 "$root" "$root/munge"
 chmod 700 "$root/state"
@@ -65,6 +65,13 @@ done
 for ((node = 1; node <= nodes; node++)); do
     mkdir -p "$root/spool/node$node"
 done
+
+# A node whose name is in broken/ starts no job, and no node one whose number is there.
+cat >"$root/prolog" <<END
+#!/bin/sh
+test ! -e "$root/broken/\$SLURMD_NODENAME" -a ! -e "$root/broken/\$SLURM_JOB_ID"
+END
+chmod 755 "$root/prolog"
 
 export SLURM_CONF=$root/slurm.conf
 user=$(id -un)
@@ -99,6 +106,7 @@ AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 JobCompType=jobcomp/filetxt
 JobCompLoc=$root/log/jobs
+Prolog=$root/prolog
 # Quick, for nobody waits in a test.
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=1,sched_min_interval=0,bf_interval=1,batch_sched_delay=0

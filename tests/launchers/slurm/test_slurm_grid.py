@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -330,6 +331,20 @@ def test_held_after_a_failed_launch(slurm, study):
     study.check()
 
 
+@pytest.mark.parametrize("what", ["small-20480", "keeper"])
+def test_a_node_that_cannot_start_a_job(slurm, study, what):
+    """Slurm drains it and holds the job, be it the keeper; it is let go, and runs elsewhere."""
+    study.behave(training_seconds=20)
+    study.launch()
+    (job,) = study.jobs(what)
+    broken = slurm.root / "broken" / job["id"]
+    broken.touch()
+    slurm.wait(lambda: "drain" in slurm.run("sinfo", "--noheader", "--format=%T"), 60, study.describe)
+    broken.unlink()
+    study.wait_until_done(PATIENCE)
+    study.check()
+
+
 # Refusals, each before anything is submitted.
 
 
@@ -410,9 +425,22 @@ def test_the_paper_grid_with_a_fifth_of_its_jobs_killed(slurm, tmp_path, reposit
     started = time.monotonic()
     study.launch("--days", "365")
     answered = time.monotonic() - started
-    seconds = answered + study.wait_until_done(600 - answered)
-    print(f"the launch answered after {answered:.1f} s, all was done after {seconds:.0f} s")
-    print(f"{len(study.events('started'))} starts, {len(study.events('died'))} of them killed")
+    killed = []
+
+    def is_done_although_scripts_are_killed() -> bool:
+        """Every other second the program of a job, whichever it is, is killed as well."""
+        if time.monotonic() - started > 2 * len(killed) + 10:
+            programs = [pid for pid in slurm.job_processes("-m launchers.") if len(killed) < 60]
+            for pid in random.sample(programs, min(1, len(programs))):
+                killed.append(command_of(pid))
+                os.kill(pid, signal.SIGKILL)
+        return study.is_done()
+
+    slurm.wait(is_done_although_scripts_are_killed, 600 - answered, study.describe)
+    print(f"the launch answered after {answered:.1f} s, all was done after {time.monotonic() - started:.0f} s")
+    print(
+        f"{len(study.events('started'))} starts, {len(study.events('died'))} of them killed, and {len(killed)} scripts"
+    )
     assert len(study.grid.runs) == 31 and len(study.checkpoints()) == 422
     study.check()
     status = json.loads(study.cli("--status", "--json").stdout)
