@@ -20,9 +20,6 @@ from launchers.slurm import Job
 from launchers.study import Study, listed_checkpoints
 from tokenizer.cli import UserError
 
-LAUNCH_FAILED = "launch failed requeued held"
-"""Why Slurm holds a job that a node could not start."""
-
 
 class Reconciler:
     """One look at a study and its queue.
@@ -103,7 +100,7 @@ class Reconciler:
     def _release_held(self) -> None:
         """Let jobs go that Slurm holds because a node could not start them; what a person holds stays held."""
         for job in self._jobs:
-            if job.is_live and LAUNCH_FAILED in job.reason:
+            if job.is_held_by_failure:
                 slurm.release(job.job)
                 self.submitted.append(f"{job.name}: job {job.job} was held because its launch had failed; released")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from launchers.allocation import Allocation
 from launchers.plan import REPOSITORY
-from launchers.segment import KEEPER
+from launchers.segment import KEEPER, KEEPER_FILE
 from launchers.site import Evaluation, Preparation, SlurmCluster
 from launchers.study import PREPARATION, Study
 from tokenizer import files
@@ -41,7 +41,8 @@ def write_scripts(study: Study) -> None:
     files.write_text(directory / "evaluate.sbatch", evaluate_text(study))
     files.write_text(directory / "report.sbatch", report_text(study))
     files.write_text(directory / KEEPER, keeper_text(study))
-    files.write_text(directory / "keeper.name", study.job_name("keeper") + "\n")
+    keeper = {"name": study.job_name("keeper"), "seconds": study.cluster.site.keeper_seconds}
+    files.write_json(directory / KEEPER_FILE, keeper)
 
 
 def train_script(study: Study, run: str) -> Path:

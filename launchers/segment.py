@@ -17,6 +17,7 @@ writes call it so:
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -36,8 +37,21 @@ from tokenizer.cli import EXIT_USER_ERROR, UserError
 REQUEUE_SECONDS = 120.0
 """How long a job that was put back into the queue waits for Slurm to end it."""
 
-KEEPER = "keeper.sbatch"
-"""Script of the job that submits what is missing."""
+KEEPER, KEEPER_FILE = "keeper.sbatch", "keeper.json"
+"""Script of the job that submits what is missing, and what the other jobs know of it."""
+
+LOOKS_MISSED = 3
+"""Looks of the keeper after which a job that runs sees whether there still is one."""
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """What the other jobs know of the keeper (`KEEPER_FILE`)."""
+
+    name: str
+    """Of its jobs."""
+    seconds: int
+    """Between two of them."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +69,7 @@ class Segment:
     """For a training: its run directory, which says how far it is."""
     script: Path | None
     """Job script to submit again where this job's nodes are not to be used."""
+    keeper: Keeper
     tries: int
     """Starts in a row without progress after which the step is given up."""
 
@@ -72,6 +87,13 @@ class Segment:
         """How far the step is: the newest saved step of a training."""
         return newest_saved_step(self.run_directory) if self.run_directory else 0
 
+    def look_after_keeper(self) -> None:
+        """`ensure_keeper`; what Slurm has against it is no reason to end the job."""
+        try:
+            ensure_keeper(self.slurm, self.keeper.name)
+        except UserError as error:
+            print(f"# the keeper cannot be submitted: {error}", flush=True)
+
     def run(self, command: Sequence[str]) -> int:
         """Start the command unless that is of no use, and settle the job; its exit code."""
         if self.done():
@@ -88,7 +110,8 @@ class Segment:
         print(f"# {time.strftime('%Y-%m-%d %H:%M:%S')} {self.step}: start {job_name()} on {','.join(here)}", flush=True)
         start = self.log.stat().st_size if self.log.is_file() else 0
         child = Child(command)
-        code = child.wait()
+        while (code := child.wait(self.keeper.seconds * LOOKS_MISSED)) is None:
+            self.look_after_keeper()
         if self.done() or self.progress() > progress:
             nodes.note_success(self.logs, here, job_name())
         if self.done():
@@ -167,9 +190,12 @@ class Child:
             raise UserError(f"cannot start {command[0]}: {error.strerror}") from None
         signal.signal(signal.SIGUSR1, lambda number, frame: self._process.send_signal(signal.SIGUSR1))
 
-    def wait(self) -> int:
-        """The exit code; 128 + the signal's number if one ended it."""
-        code = self._process.wait()
+    def wait(self, seconds: float) -> int | None:
+        """The exit code, 128 + the signal's number if one ended it; None if it still runs after `seconds`."""
+        try:
+            code = self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         return code if code >= 0 else 128 - code
 
@@ -188,11 +214,15 @@ def requeue_name() -> str:
     return f"{array}_{index}" if array and index else os.environ.get("SLURM_JOB_ID", str(os.getpid()))
 
 
-def ensure_keeper(directory: Path) -> None:
-    """Submit the keeper unless it is in the queue: whatever killed it, the next job brings it back."""
-    name = (directory / "keeper.name").read_text(encoding="utf-8").strip()
-    if not any(job.is_live for job in slurm.jobs([name], patience=slurm.PATIENCE_SECONDS)):
+def ensure_keeper(directory: Path, name: str) -> None:
+    """Submit the keeper unless it is in the queue, and let it go if Slurm holds it: whatever happened to it, the other
+    jobs bring it back."""
+    live = [job for job in slurm.jobs([name], patience=slurm.PATIENCE_SECONDS) if job.is_live]
+    if not live:
         slurm.submit(directory / KEEPER, patience=slurm.PATIENCE_SECONDS)
+    for job in live:
+        if job.is_held_by_failure:
+            slurm.release(job.job)
 
 
 def _planned(directory: Path, step: str) -> Callable[[], bool]:
@@ -228,9 +258,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("the step's command is missing; it stands after a --")
     at = arguments.index("--")
     given = parser.parse_args(arguments[:at])
-    ensure_keeper(given.slurm)
+    keeper = Keeper(**json.loads((given.slurm / KEEPER_FILE).read_text(encoding="utf-8")))
     done = given.done.exists if given.done else _planned(given.slurm, given.step)
-    segment = Segment(given.step, given.slurm, given.log, done, given.run_directory, given.script, given.tries)
+    segment = Segment(given.step, given.slurm, given.log, done, given.run_directory, given.script, keeper, given.tries)
+    segment.look_after_keeper()
     return segment.run(arguments[at + 1 :])
 
 

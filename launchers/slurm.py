@@ -28,6 +28,9 @@ ENDED = frozenset(
 )
 """States of a job that will not run again."""
 
+LAUNCH_FAILED = "launch failed requeued held"
+"""Why Slurm holds a job that a node could not start."""
+
 _COMMAND_SECONDS = 120.0
 
 
@@ -42,6 +45,11 @@ class Job(QueuedJob):
     def is_live(self) -> bool:
         """Whether it runs or may still run."""
         return self.state not in ENDED
+
+    @property
+    def is_held_by_failure(self) -> bool:
+        """Whether Slurm holds it because a node could not start it; what a person holds is not."""
+        return self.is_live and LAUNCH_FAILED in self.reason
 
     @property
     def index(self) -> int | None:
