@@ -1,212 +1,191 @@
-"""Megatron/NeMo weights to a Hugging Face directory that everybody's tools can load.
+"""Megatron/NeMo weights to a Hugging Face directory that everybody's tools can load, and back.
 
 The model is exactly transformers' Glm architecture: grouped queries, rotary embedding on half of each head,
-SwiGLU, RMSNorm. Three things differ in how the weights lie: Megatron fuses queries, keys and values by query
-group; it rotates the two halves of the rotary dimensions against each other where Glm rotates neighbouring
-pairs; and it pads the vocabulary. The tokenizer is converted with the weights.
+SwiGLU, RMSNorm (`emergence_eval.glm_layout`). Tensors are converted one by one in the precision they are kept in: the
+memory that is needed is that of some shards of 0.5 GB, whatever the model's size. The tokenizer is converted with the
+weights. OUT appears when it is whole, and is not made again as long as what it was made of is the same.
 
     python -m emergence_eval.convert nemo-to-hf runs/smoke/small-20480/checkpoints/step_10 /tmp/small-hf
+    python -m emergence_eval.convert hf-to-nemo /tmp/small-hf /tmp/small-nemo/step_10
     python -m emergence_eval.convert megatron-to-hf gpt/iter_0000100 /tmp/gpt-hf --tokenizer tokenizer
 """
 
 from __future__ import annotations
 
 import argparse
-import re
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors.torch import save_file
-from torch.distributed.checkpoint import FileSystemReader, load
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
-
-from emergence_eval import pickles, sources
-from emergence_eval.description import ModelDescription
-from emergence_eval.found_tokenizer import find_tokenizer
-from emergence_eval.sources import Source, model_shapes
-from recipes.checkpoint import CONTEXT, KEY_PREFIX, MANIFEST, WEIGHTS, read_manifest
+from emergence_eval import hf_files, sources
+from emergence_eval.glm_layout import hf_groups, pairs_from_halves, split_qkv
+from emergence_eval.hf_files import Progress
+from emergence_eval.sources import Source
+from emergence_eval.torch_dist import Weights
+from recipes.checkpoint import CONTEXT, MANIFEST, WEIGHTS
 from tokenizer import cli
 from tokenizer.cli import UserError
-from tokenizer.files import atomic_directory
+from tokenizer.files import atomic_directory, write_json
 
-_LAYER = re.compile(r"decoder\.layers\.(?:(\d+)\.)?(.+)")
-"""Megatron keeps a tensor of all layers as one, or, where they differ, one each."""
+if TYPE_CHECKING:
+    import torch
 
+__all__ = ["convert_nemo", "hf_to_nemo", "nemo_to_hf", "pairs_from_halves", "read_weights", "split_qkv", "to_hf"]
 
-class _Reader(FileSystemReader):
-    """torch's reader, which trusts the checkpoint's table to be no program."""
+RECORD = "conversion.json"
+"""File of a conversion that says what it was made of."""
 
-    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
-        metadata = pickles.read_metadata(Path(self.path))
-        if metadata.storage_meta is None:
-            metadata.storage_meta = StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
+SCHEMA = 1
+"""Version of what a conversion holds; an older one is made again."""
 
 
 def read_weights(directory: Path, prefix: str) -> dict[str, torch.Tensor]:
     """Every tensor of the model in a distributed checkpoint, whole, on the CPU, whatever layout wrote it, by its
-    key without `prefix`."""
-    try:
-        metadata = _Reader(directory).read_metadata()
-        keys = model_shapes(directory, prefix)
-        tensors = {}
-        for key in keys:
-            entry = metadata.state_dict_metadata[f"{prefix}{key}"]
-            tensors[f"{prefix}{key}"] = torch.empty(entry.size, dtype=entry.properties.dtype)
-        load(tensors, storage_reader=_Reader(directory), no_dist=True)
-    except (OSError, KeyError, AttributeError, CheckpointException) as error:
-        raise UserError(f"cannot read the weights in {directory}: {str(error).splitlines()[0]}") from None
-    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    key without `prefix`. For small models: all of it is in memory at once."""
+    weights = Weights(directory, prefix, sources.is_model_tensor)
+    return {key: weights.read(key) for key in weights.entries}
 
 
-def pairs_from_halves(weight: torch.Tensor, rotary_dimensions: int) -> torch.Tensor:
-    """Re-order the rotary rows of [heads, head size, hidden] from halves (0..r/2 with r/2..r) to neighbours."""
-    rotary, rest = weight[:, :rotary_dimensions], weight[:, rotary_dimensions:]
-    pairs = torch.stack(rotary.chunk(2, dim=1), dim=2).flatten(1, 2)
-    return torch.cat([pairs, rest], dim=1)
+def convert_nemo(checkpoint: Path, out: Path, tokenizer: Path | None, progress: Progress = hf_files.nothing) -> Path:
+    """Convert a checkpoint of this repository, of NeMo or of Megatron-Bridge to a Hugging Face directory at `out`."""
+    if (checkpoint / MANIFEST).is_file():
+        if tokenizer is not None:
+            raise UserError(f"{checkpoint} carries its own tokenizer; leave --tokenizer out")
+        source, manifest = sources.open_ours(checkpoint)
+        return to_hf(source, out, progress, step=manifest.step)
+    source, identity = sources.open_nemo(checkpoint, tokenizer)
+    return to_hf(source, out, progress, step=identity.step)
 
 
-def split_qkv(fused: torch.Tensor, model: ModelDescription) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Query, key and value projections in Glm's order, from Megatron's rows [groups x (q... q, k, v), hidden]."""
-    heads_per_group = model.num_attention_heads // model.num_query_groups
-    groups = fused.view(model.num_query_groups, heads_per_group + 2, model.kv_channels, model.hidden_size)
-    query, key, value = groups[:, :-2].flatten(0, 1), groups[:, -2], groups[:, -1]
-    query, key = (pairs_from_halves(it, model.rotary_dimensions) for it in (query, key))
-    return query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
-
-
-def glm_tensors(
-    weights: dict[str, torch.Tensor], model: ModelDescription, vocab_size: int
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of the Glm model, by their Hugging Face names. Takes them out of `weights`.
-
-    Raises UserError for a tensor that is missing, or one that Glm has not.
-    """
-    layers = _by_layer(weights, model.num_layers)
-    ends = {"embedding.word_embeddings.weight": "model.embed_tokens.weight"}
-    if not model.tied:
-        ends["output_layer.weight"] = "lm_head.weight"
-    for ours, theirs in ends.items():
-        yield theirs, _take(weights, ours)[:vocab_size]
-    yield "model.norm.weight", _take(weights, "decoder.final_layernorm.weight")
-    for index, tensors in enumerate(layers):
-        name = f"model.layers.{index}"
-        query, key, value = split_qkv(_take(tensors, "self_attention.linear_qkv.weight"), model)
-        yield f"{name}.self_attn.q_proj.weight", query
-        yield f"{name}.self_attn.k_proj.weight", key
-        yield f"{name}.self_attn.v_proj.weight", value
-        for ours, theirs in _LAYER_KEYS.items():
-            yield f"{name}.{theirs}", _take(tensors, ours)
-        weights |= {f"decoder.layers.{index}.{key}": tensor for key, tensor in tensors.items()}
-    if weights:
-        raise UserError(f"the weights have {', '.join(sorted(weights)[:3])}, which the Glm architecture has not")
-
-
-def _take(tensors: dict[str, torch.Tensor], key: str) -> torch.Tensor:
-    if key not in tensors:
-        raise UserError(f"the weights have no {key}; the checkpoint is not whole or of another architecture")
-    return tensors.pop(key)
-
-
-def _by_layer(weights: dict[str, torch.Tensor], num_layers: int) -> list[dict[str, torch.Tensor]]:
-    """The tensors of each layer, taken out of `weights`, under the names of Transformer Engine's layers."""
-    layers: list[dict[str, torch.Tensor]] = [{} for _ in range(num_layers)]
-    for key in [key for key in weights if _LAYER.fullmatch(key)]:
-        number, name = _LAYER.fullmatch(key).groups()
-        tensor = weights.pop(key)
-        name = _LOCAL_NORMS.get(name, name)
-        if (number is None and len(tensor) != num_layers) or (number is not None and int(number) >= num_layers):
-            raise UserError(f"{key} is of more or fewer than the {num_layers} layers that the checkpoint says it has")
-        for index in range(num_layers) if number is None else [int(number)]:
-            layers[index][name] = tensor[index] if number is None else tensor
-    for tensors in layers:
-        # One layout of the checkpoint keeps SwiGLU's halves apart.
-        halves = [tensors.pop(f"mlp.linear_fc1.weight_{half}", None) for half in "wv"]
-        if all(half is not None for half in halves):
-            tensors["mlp.linear_fc1.weight"] = torch.cat(halves)
-    return layers
-
-
-_LOCAL_NORMS = {
-    "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
-    "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
-}
-"""Names of the norms where they are layers of their own, and where Transformer Engine fuses them."""
-
-_LAYER_KEYS = {
-    "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
-    "self_attention.linear_proj.weight": "self_attn.o_proj.weight",
-    "mlp.linear_fc1.layer_norm_weight": "post_attention_layernorm.weight",
-    "mlp.linear_fc1.weight": "mlp.gate_up_proj.weight",
-    "mlp.linear_fc2.weight": "mlp.down_proj.weight",
-}
-"""Megatron's tensors of a layer that Glm takes as they are, and what it calls them."""
-
-
-def nemo_to_hf(checkpoint: Path, out: Path) -> Path:
+def nemo_to_hf(checkpoint: Path, out: Path, progress: Progress = hf_files.nothing) -> Path:
     """Convert a checkpoint of this repository or of NeMo to a Hugging Face directory (config, safetensors,
     tokenizer) at `out`.
 
     Raises UserError if `checkpoint` is none or holds another architecture.
     """
-    if not (checkpoint / MANIFEST).is_file():
-        source, _ = sources.open_nemo(checkpoint, None)
-        return to_hf(source, out)
-    read_manifest(checkpoint)
-    tokenizer = checkpoint / CONTEXT / "tokenizer"
-    source = sources.Source(
-        checkpoint,
-        checkpoint / WEIGHTS,
-        KEY_PREFIX,
-        sources.read_nemo_description(checkpoint),
-        find_tokenizer(tokenizer, [], checkpoint),
-    )
-    return to_hf(source, out)
+    return convert_nemo(checkpoint, out, None, progress)
 
 
-def to_hf(source: Source, out: Path) -> Path:
-    """Convert an opened checkpoint to a Hugging Face directory at `out`."""
+def to_hf(source: Source, out: Path, progress: Progress = hf_files.nothing, step: int | None = None) -> Path:
+    """Convert an opened checkpoint to a Hugging Face directory at `out`, or leave the one that is there if it was
+    made of the same. Raises UserError, and leaves nothing, if it cannot be converted."""
+    record = {"made_of": sources.fingerprint(source), "to": "hf", "step": step}
+    with _made_once(out, {**record, "vocab_multiple": source.model.vocab_multiple}) as directory:
+        if directory is None:
+            return out
+        padding: dict[str, torch.Tensor] = {}
+        weights = Weights(source.weights, source.prefix, sources.is_model_tensor)
+        try:
+            groups = list(hf_groups(weights, source.model, source.tokenizer.vocab_size, padding))
+            dtype = groups[0].dtype.removeprefix("torch.")
+            hf_files.write_shards(directory, groups, progress)
+        except UserError as error:
+            raise UserError(f"{source.weights}: {error}") from None
+        source.tokenizer.write(directory)
+        _write_config(source, dtype, directory)
+        _keep_the_rest(source, padding, directory)
+    return out
+
+
+def _write_config(source: Source, dtype: str, directory: Path) -> None:
     from transformers import GlmConfig
 
     model, tokenizer = source.model, source.tokenizer
-    weights = read_weights(source.weights, source.prefix)
-    dtype = weights["embedding.word_embeddings.weight"].dtype
-    with atomic_directory(out) as directory:
-        try:
-            found = glm_tensors(weights, model, tokenizer.vocab_size)
-            tensors = {name: it.to(dtype).contiguous() for name, it in found}
-        except UserError as error:
-            raise UserError(f"{source.weights}: {error}") from None
-        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-        tokenizer.write(directory)
-        GlmConfig(
-            architectures=["GlmForCausalLM"],
-            vocab_size=tokenizer.vocab_size,
-            hidden_size=model.hidden_size,
-            intermediate_size=model.ffn_hidden_size,
-            num_hidden_layers=model.num_layers,
-            num_attention_heads=model.num_attention_heads,
-            num_key_value_heads=model.num_query_groups,
-            head_dim=model.kv_channels,
-            rope_parameters={
-                "rope_type": "default",
-                "rope_theta": float(model.rotary_base),
-                "partial_rotary_factor": model.rotary_percent,
-            },
-            rms_norm_eps=model.layernorm_epsilon,
-            max_position_embeddings=model.seq_length,
-            attention_bias=False,
-            tie_word_embeddings=model.tied,
-            dtype=dtype,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eod_id,
-            pad_token_id=tokenizer.pad_id,
-        ).save_pretrained(directory)
+    GlmConfig(
+        architectures=["GlmForCausalLM"],
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=model.hidden_size,
+        intermediate_size=model.ffn_hidden_size,
+        num_hidden_layers=model.num_layers,
+        num_attention_heads=model.num_attention_heads,
+        num_key_value_heads=model.num_query_groups,
+        head_dim=model.kv_channels,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": float(model.rotary_base),
+            "partial_rotary_factor": model.rotary_percent,
+        },
+        rms_norm_eps=model.layernorm_epsilon,
+        max_position_embeddings=model.seq_length,
+        attention_bias=False,
+        tie_word_embeddings=model.tied,
+        dtype=dtype,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eod_id,
+        pad_token_id=tokenizer.pad_id,
+    ).save_pretrained(directory)
+
+
+def _keep_the_rest(source: Source, padding: dict[str, torch.Tensor], directory: Path) -> None:
+    """What the way back needs and Hugging Face has no place for."""
+    from safetensors.torch import save_file
+
+    from emergence_eval import nemo_writer
+
+    side = directory / nemo_writer.SIDE
+    side.mkdir()
+    if padding:
+        save_file(padding, side / nemo_writer.PADDING)
+    if source.tokenizer.kind != "huggingface":
+        names = ("tokenizer.model", "manifest.json") if source.tokenizer.kind == "ours" else ("tokenizer.model",)
+        (side / "tokenizer").mkdir()
+        for name in names:
+            shutil.copyfile(source.tokenizer.path / name, side / "tokenizer" / name)
+
+
+def hf_to_nemo(source: Path, out: Path, progress: Progress = hf_files.nothing) -> Path:
+    """Convert a Hugging Face Glm directory to a NeMo 2.0 one (`weights/`, `context/`) at `out`, which --nemo-ckpt and
+    Megatron-Core read. Raises UserError, and leaves nothing, if it cannot be converted."""
+    if not (source / "config.json").is_file():
+        raise UserError(f"{source} is no Hugging Face model (no config.json); give a directory with safetensors")
+    from emergence_eval import nemo_writer
+
+    step = hf_files.read_object(source / RECORD).get("step") if (source / RECORD).is_file() else None
+    opened = nemo_writer.open_model(source)
+    with _made_once(out, {"made_of": sources.fingerprint_files(source), "to": "nemo"}) as directory:
+        if directory is None:
+            return out
+        nemo_writer.write_context(source, directory / CONTEXT, opened)
+        nemo_writer.write_weights(opened, directory / WEIGHTS, step if type(step) is int else None, progress)
     return out
+
+
+@contextmanager
+def _made_once(out: Path, record: dict[str, Any]) -> Iterator[Path | None]:
+    """A directory to fill that becomes `out`, or None if `out` was made of the same and is whole. Raises UserError
+    if `out` is something else, which is not ours to replace."""
+    record = {"schema": SCHEMA, **record}
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        if not (out / RECORD).is_file():
+            raise UserError(f"{out} exists and is no conversion of this program; remove it or give another place")
+        found = hf_files.read_object(out / RECORD)
+        files = found.pop("files", None)
+        if found == record and files == _sizes(out):
+            yield None
+            return
+    with atomic_directory(out) as directory:
+        yield directory
+        write_json(directory / RECORD, {**record, "files": _sizes(directory)})
+
+
+def _sizes(directory: Path) -> dict[str, int]:
+    paths = (path for path in sorted(directory.rglob("*")) if path.is_file() and path.name != RECORD)
+    return {path.relative_to(directory).as_posix(): path.stat().st_size for path in paths}
+
+
+def with_bar(what: str, work: Callable[[Progress], Path]) -> Path:
+    """Do the work under a bar with MB, MB/s and the time that is left."""
+    with cli.progress_bar("MB", "{task.fields[rate]}") as bar:
+        task = bar.add_task(what, total=None, rate="")
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done // 10**6, total=total // 10**6)
+            elapsed = bar.tasks[0].elapsed
+            bar.update(task, rate=f"{done / 1e6 / elapsed:,.0f} MB/s" if elapsed else "")
+
+        return work(progress)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -218,23 +197,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
     for name, what, example in (
-        ("nemo-to-hf", "a NeMo 2.0 checkpoint directory", "RUN/checkpoints/step_<n>"),
-        ("megatron-to-hf", "a Megatron-LM or Megatron-Bridge checkpoint directory", "RUN/iter_<n>"),
+        ("nemo-to-hf", "a NeMo 2.0 checkpoint directory to a Hugging Face one", "RUN/checkpoints/step_<n>"),
+        ("megatron-to-hf", "a Megatron-LM or Megatron-Bridge checkpoint to a Hugging Face directory", "RUN/iter_<n>"),
+        ("hf-to-nemo", "a Hugging Face directory of the Glm architecture to a NeMo 2.0 one", "a directory"),
     ):
-        verb = verbs.add_parser(name, help=f"{what} to a Hugging Face one")
+        verb = verbs.add_parser(name, help=what)
         verb.add_argument("checkpoint", type=Path, help=f"the checkpoint, {example}")
         verb.add_argument("out", type=Path, help="the directory to write")
-        verb.add_argument("--tokenizer", type=Path, metavar="DIR", help="its tokenizer, if it does not carry one")
+        if name != "hf-to-nemo":
+            verb.add_argument("--tokenizer", type=Path, metavar="DIR", help="its tokenizer, if it does not carry one")
     arguments = parser.parse_args(argv)
-    checkpoint, out, tokenizer = arguments.checkpoint, arguments.out, arguments.tokenizer
-    if arguments.verb == "megatron-to-hf":
-        print(to_hf(sources.open_megatron(checkpoint, tokenizer)[0], out))
-    elif tokenizer is not None and not (checkpoint / MANIFEST).is_file():
-        print(to_hf(sources.open_nemo(checkpoint, tokenizer)[0], out))
-    elif tokenizer is not None:
-        raise UserError(f"{checkpoint} carries its own tokenizer; leave --tokenizer out")
-    else:
-        print(nemo_to_hf(checkpoint, out))
+    checkpoint, out = arguments.checkpoint, arguments.out
+
+    def work(progress: Progress) -> Path:
+        if arguments.verb == "hf-to-nemo":
+            return hf_to_nemo(checkpoint, out, progress)
+        if arguments.verb == "megatron-to-hf":
+            source, identity = sources.open_megatron(checkpoint, arguments.tokenizer)
+            return to_hf(source, out, progress, step=identity.step)
+        return convert_nemo(checkpoint, out, arguments.tokenizer, progress)
+
+    print(with_bar(f"{checkpoint.name} to {out.name}", work))
     return 0
 
 

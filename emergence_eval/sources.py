@@ -17,12 +17,14 @@ from typing import Any
 
 import yaml
 
-from emergence_eval import description, pickles
+from emergence_eval import description, pickles, torch_dist
 from emergence_eval.description import ModelDescription
 from emergence_eval.found_tokenizer import FoundTokenizer, find_tokenizer
 from emergence_eval.results import CheckpointIdentity
+from recipes.checkpoint import CONTEXT, KEY_PREFIX, MANIFEST, WEIGHTS, Manifest, read_manifest
 from recipes.settings import format_count
 from tokenizer.cli import UserError
+from tokenizer.files import sha256_file
 
 NEMO_PREFIX = "module."
 """NeMo 2.0 names the tensors of a checkpoint after its wrapper of the model; Megatron-LM does not."""
@@ -46,8 +48,13 @@ class Source:
 
 def model_shapes(weights: Path, prefix: str) -> dict[str, tuple[int, ...]]:
     """The shapes of the model's tensors, without those of the optimizer, by their keys without `prefix`."""
-    shapes = pickles.read_shapes(weights)
-    return {key.removeprefix(prefix): it for key, it in shapes.items() if not _OTHER_TENSORS.match(key)}
+    shapes = torch_dist.read_shapes(weights)
+    return {key.removeprefix(prefix): it for key, it in shapes.items() if is_model_tensor(key)}
+
+
+def is_model_tensor(key: str) -> bool:
+    """Whether a tensor of a checkpoint is the model's, not the optimizer's or the random numbers' state."""
+    return not _OTHER_TENSORS.match(key)
 
 
 def check_torch_dist(directory: Path) -> None:
@@ -85,6 +92,23 @@ def read_nemo_description(checkpoint: Path) -> ModelDescription:
     """The shape that `context/model.yaml` of a NeMo 2.0 checkpoint gives."""
     path = checkpoint / "context" / "model.yaml"
     return description.from_config(_read_yaml(path).get("config"), path)
+
+
+def open_ours(checkpoint: Path) -> tuple[Source, Manifest]:
+    """A checkpoint of this repository. Raises UserError for what is none, or has files of other sizes than its
+    manifest says; checksums are compared when training resumes, not here."""
+    manifest = read_manifest(checkpoint)
+    for entry in manifest.files:
+        path = checkpoint / entry.path
+        if Path(entry.path).is_absolute() or ".." in Path(entry.path).parts:
+            raise UserError(f"{checkpoint / MANIFEST} names {entry.path!r}, which is outside the checkpoint")
+        if not path.is_file():
+            raise UserError(f"{path} is missing; the checkpoint is damaged, use another one")
+        if (size := path.stat().st_size) != entry.bytes:
+            raise UserError(f"{path} has {size} bytes instead of {entry.bytes}; the checkpoint is damaged, use another")
+    model = read_nemo_description(checkpoint)
+    tokenizer = find_tokenizer(checkpoint / CONTEXT / "tokenizer", [], checkpoint)
+    return Source(checkpoint, checkpoint / WEIGHTS, KEY_PREFIX, model, tokenizer), manifest
 
 
 def open_nemo(checkpoint: Path, tokenizer: Path | None) -> tuple[Source, CheckpointIdentity]:
@@ -213,7 +237,7 @@ def _identity(
         tokenizer_sha256=source.tokenizer.sha256,
         data_fingerprint="",
         git_revision="",
-        manifest_sha256=_fingerprint(source),
+        manifest_sha256=fingerprint(source),
         origin=origin,
         unknown=[*unknown, "losses", "data_fingerprint", "git_revision"],
     )
@@ -247,20 +271,30 @@ def _check_vocabulary(source: Source, shapes: dict[str, tuple[int, ...]]) -> Non
         )
 
 
-def _fingerprint(source: Source) -> str:
-    """SHA-256 of what tells one checkpoint from another without reading all of it: the names and sizes of its files,
-    the first and the last megabyte of each, and its tokenizer."""
+def fingerprint(source: Source) -> str:
+    """What tells one checkpoint from another: SHA-256 of the manifest if it is ours, else of the files' edges, what
+    the model is and its tokenizer."""
+    if (source.directory / MANIFEST).is_file():
+        return sha256_file(source.directory / MANIFEST)
+    return fingerprint_files(
+        source.directory, json.dumps(asdict(source.model), sort_keys=True), source.tokenizer.sha256
+    )
+
+
+def fingerprint_files(directory: Path, *more: str) -> str:
+    """SHA-256 of what tells one directory from another without reading all of it: the names and sizes of its files,
+    the first and the last megabyte of each, and `more`."""
     digest = hashlib.sha256()
-    for path in sorted(source.directory.rglob("*")):
+    for path in sorted(directory.rglob("*")):
         if not path.is_file():
             continue
         size = path.stat().st_size
-        digest.update(f"{path.relative_to(source.directory).as_posix()} {size}\n".encode())
+        digest.update(f"{path.relative_to(directory).as_posix()} {size}\n".encode())
         with path.open("rb") as stream:
             digest.update(stream.read(_EDGE_BYTES))
             if size > 2 * _EDGE_BYTES:
                 stream.seek(size - _EDGE_BYTES)
             digest.update(stream.read())
-    digest.update(json.dumps(asdict(source.model), sort_keys=True).encode())
-    digest.update(source.tokenizer.sha256.encode())
+    for text in more:
+        digest.update(text.encode())
     return digest.hexdigest()
