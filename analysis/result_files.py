@@ -20,6 +20,9 @@ from tokenizer.cli import UserError
 RESERVED = ("tokenizer", "data", "report", "logs")
 """Folders of a grid directory that are no runs."""
 
+METRICS = ("acc", "exact_match", "correct_choice_prob", "brier")
+"""Metrics of a result file that become rows of the table, those of Du et al. 2024; a file holds more."""
+
 _TASK_FIELDS = ("language", "kind", "prompting", "task_hash", "num_fewshot", "num_fewshot_used_mean")
 _TASK_COUNTS = ("truncated_rows", "rows", "rows_available", "chance")
 
@@ -84,10 +87,12 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     common |= {f"eval_{name}": value for name, value in asdict(result.environment).items()}
     return [
         common
-        | {"task": task, "metric": metric, **asdict(number)}
         | {name: getattr(outcome, name) for name in (*_TASK_FIELDS, *_TASK_COUNTS)}
+        | {"task": task, "metric": metric}
+        | {name: value for name, value in asdict(number).items() if value is not None}
         for task, outcome in result.tasks.items()
         for metric, number in outcome.metrics.items()
+        if metric in METRICS
     ]
 
 

@@ -21,7 +21,10 @@ TASKS = Path(__file__).resolve().parent / "tasks"
 """The folder for lm_eval's --include_path."""
 
 ALL = "emergence"
-"""The group of all tasks."""
+"""The group of the paper's tasks."""
+
+SCORES = 2
+"""Version of the metrics that a result holds; a change of them raises it, and tasks are evaluated again."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -48,11 +51,15 @@ class TaskDefinition:
     reader: Reader
     yaml_sha256: str
     """Of the file and of those that it includes."""
+    paper_rows: int | None = None
+    """Rows that Du et al. evaluate; None for tasks that they do not have."""
+    optional: bool = False
+    """Whether a group may be evaluated without it where its data, which are hard to come by, are not at hand."""
 
     def task_hash(self, data: Path) -> str:
-        """Identifies the task as evaluated (16 hexadecimal digits): its YAML, and the names and sizes of the
-        files that are read from `data`. Raises UserError if one of these is missing."""
-        text = f"{self.yaml_sha256} {self.reader.fingerprint(data)}"
+        """Identifies the task as evaluated (16 hexadecimal digits): its YAML, the metrics, and the names and sizes
+        of the files that are read from `data`. Raises UserError if one of these is missing."""
+        text = f"{self.yaml_sha256} {self.reader.fingerprint(data)} {SCORES}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -79,6 +86,8 @@ def _definition(settings: dict[str, Any], content: bytes) -> TaskDefinition:
         metric=settings["metric_list"][0]["metric"],
         reader=getattr(importlib.import_module(module), name),
         yaml_sha256=hashlib.sha256(content).hexdigest(),
+        paper_rows=metadata.get("paper_rows"),
+        optional=metadata.get("optional", False),
     )
 
 
@@ -93,11 +102,24 @@ def _files() -> tuple[dict[str, TaskDefinition], dict[str, list[str]]]:
     return tasks, groups
 
 
-def load(names: Sequence[str] = (ALL,)) -> list[TaskDefinition]:
+def load(names: Sequence[str] = (ALL,), data: Path | None = None) -> list[TaskDefinition]:
     """The tasks of these names and groups, each once, in the order named.
 
-    Raises UserError for a name that is neither, with all there are.
+    With `data`, the directory of the benchmark files, optional tasks of a group are left out if they have no files
+    there (`left_out`); a task that is named itself is not. Raises UserError for a name that is neither task nor
+    group, with all there are.
     """
+    tasks = _expand(names)
+    missing = _without_data(names, tasks, data) if data is not None else {}
+    return [task for task in tasks if task.name not in missing]
+
+
+def left_out(names: Sequence[str], data: Path) -> list[str]:
+    """One line for each optional task that `load` leaves out: its name and what is missing."""
+    return [f"{name} is left out: {cause}" for name, cause in _without_data(names, _expand(names), data).items()]
+
+
+def _expand(names: Sequence[str]) -> list[TaskDefinition]:
     tasks, groups = _files()
 
     def expand(name: str) -> list[str]:
@@ -110,3 +132,14 @@ def load(names: Sequence[str] = (ALL,)) -> list[TaskDefinition]:
         return [name]
 
     return [tasks[name] for name in dict.fromkeys(task for name in names for task in expand(name))]
+
+
+def _without_data(names: Sequence[str], tasks: Sequence[TaskDefinition], data: Path) -> dict[str, str]:
+    missing = {}
+    for task in tasks:
+        if task.optional and task.name not in names:
+            try:
+                task.reader.find(data)
+            except UserError as error:
+                missing[task.name] = str(error)
+    return missing

@@ -131,13 +131,15 @@ class FittedTask(ConfigurableTask):
         return self._room(doc, prompt) >= 0
 
     def _pool(self, doc: dict) -> list[dict]:
-        """The ordered examples of a row: all, or those of its own subject."""
+        """The ordered examples of a row: all, or those of its own subject; never the row itself."""
         column = (self.config.metadata or {}).get("examples_share")
         key = doc[column] if column else None
         if key not in self._pools:
             examples = self.dataset[self.fewshot_cfg.split]
             self._pools[key] = [e for e in examples if not column or e[column] == key]
-        return self._pools[key]
+        pool = self._pools[key]
+        # Splits are lists of the reader's own rows: BIG-bench's examples are rows of the task.
+        return [e for e in pool if e is not doc] if any(e is doc for e in pool) else pool
 
     def _block(self, example: dict) -> tuple[str, int]:
         """An example's text with its answer and the space behind it, and its token count."""
@@ -163,6 +165,13 @@ class FittedTask(ConfigurableTask):
             settings["max_gen_toks"] = self.window.room_for_generation(settings["max_gen_toks"])
             requests.arguments = (context, settings)
         return requests
+
+    def reference(self, doc: dict) -> str:
+        """The text that is right for an open question, as it would follow the prompt: the first accepted answer, or
+        the column that the YAML's metadata name as `reference`."""
+        column = (self.config.metadata or {}).get("reference")
+        target = doc[column] if column else self.doc_to_target(doc)
+        return self.config.target_delimiter + (target[0] if isinstance(target, list) else target)
 
     def chance(self, doc: dict) -> float:
         """The chance level of a row: one over its options, 0 for an open question."""

@@ -77,7 +77,12 @@ def _of_result(path: Path, asked: Asked) -> Finished:
     except UserError:
         # Missing, damaged or of another version: evaluated again and replaced.
         return {}
-    return {name: (task, rows[name]) for name, task in result.tasks.items() if len(rows.get(name, [])) == task.rows}
+    return {name: (task, rows[name]) for name, task in result.tasks.items() if _is_whole(task, rows.get(name, []))}
+
+
+def _is_whole(task: TaskResult, rows: list[RowScore]) -> bool:
+    """Whether every row of a task is there under its main metric."""
+    return sum(row.metric == next(iter(task.metrics)) for row in rows) == task.rows
 
 
 def _of_partial(path: Path, asked: Asked) -> Finished:

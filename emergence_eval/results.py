@@ -34,10 +34,14 @@ class Metric:
     """One number about a task."""
 
     value: float
-    """Mean over the rows."""
+    """Mean over the rows; for `ece` a number of the whole task."""
     stderr: float | None
-    """Standard error of the mean; None for a single row."""
+    """Standard error of the value; None for a single row."""
     higher_is_better: bool
+    chance: float | None = None
+    """Value of a uniform guess, mean over the rows; None where it is not known, and in older files."""
+    rows: int | None = None
+    """Rows behind the value; None in older files: all rows of the task."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,9 @@ class TaskResult:
     rows_available: int
     """Rows of the split."""
     chance: float
-    """Score of a uniform guess, mean over the rows evaluated."""
+    """Score of a uniform guess under the main metric, mean over the rows evaluated."""
     metrics: dict[str, Metric]
+    """The main metric (acc or exact_match) comes first."""
 
 
 @dataclass(frozen=True)
@@ -141,12 +146,14 @@ class RowScore:
     metric: str
     value: float
     chance: float
+    """Value of a uniform guess; NaN where it is not known."""
     prediction: str
     """Letter of the chosen option (A is the first), or the generated text."""
     target: str
     """Letter of the right option, or the (first) reference answer."""
     loglikelihoods: list[float]
-    """Sum of log-probabilities (nats) of each option; empty for generated answers."""
+    """Sum of log-probabilities (nats) of each option; empty for generated answers and for all metrics but the
+    main one."""
     num_fewshot_used: int
 
 
@@ -180,7 +187,7 @@ def rows_path(path: Path) -> Path:
 
 def write_rows(path: Path, rows: Sequence[RowScore]) -> None:
     """Write rows as Parquet, atomically."""
-    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=ROW_SCHEMA)
+    table = pa.Table.from_pylist([vars(row) for row in rows], schema=ROW_SCHEMA)
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary)
 

@@ -69,8 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     checkpoints = open_checkpoints(
         arguments.nemo_ckpt, arguments.out, arguments.megatron_ckpt, arguments.tokenizer, arguments.loss
     )
-    tasks = definitions.load(arguments.tasks.split(","))
     data = data_directory(arguments.data)
+    names = arguments.tasks.split(",")
+    tasks = definitions.load(names, data)
+    for line in definitions.left_out(names, data):
+        print(line)
     job = Job(
         tasks=tasks,
         hashes={task.name: task.task_hash(data) for task in tasks},
@@ -238,7 +241,7 @@ def _parser() -> argparse.ArgumentParser:
         "--tasks",
         default=definitions.ALL,
         metavar="A,B",
-        help="tasks or groups, e.g. mmlu,ceval or emergence_zh (default: %(default)s, all)",
+        help="tasks or groups, e.g. mmlu,ceval or emergence_zh (default: %(default)s, the paper's twelve)",
     )
     add(
         "--limit",

@@ -30,10 +30,11 @@ DATA_BYTES_PER_FILE_BYTE = 4
 text an id."""
 
 
-def tasks_of(grid: Grid) -> list[TaskDefinition]:
-    """The tasks that the grid's checkpoints are evaluated on; UserError for a name that is none."""
+def tasks_of(grid: Grid, benchmarks: Path | None = None) -> list[TaskDefinition]:
+    """The tasks that the grid's checkpoints are evaluated on, with `benchmarks` without the optional ones that have no
+    files there; UserError for a name that is none."""
     try:
-        return load(grid.evaluation.tasks or (ALL,))
+        return load(grid.evaluation.tasks or (ALL,), benchmarks)
     except UserError as error:
         raise UserError(f"{grid.path}: evaluation: {error}") from None
 
@@ -68,7 +69,7 @@ def check_inputs(grid: Grid, folder: GridDirectory, corpus: Path | None, benchma
         )
     if not benchmarks.is_dir():
         raise UserError(f"{benchmarks}: no such directory; --benchmarks takes the directory with the benchmarks' files")
-    for task in tasks_of(grid):
+    for task in tasks_of(grid, benchmarks):
         task.task_hash(benchmarks)
     _check_writable(folder.path)
     check_unchanged(grid, folder)

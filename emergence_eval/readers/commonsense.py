@@ -1,4 +1,4 @@
-"""HellaSwag, WinoGrande and CLUEWSC: zero-shot choices between texts.
+"""HellaSwag, WinoGrande, CLUEWSC and ClozeT: zero-shot choices between texts.
 
 HellaSwag is read from the official JSON lines or, where only that is at hand, from the plain text of the
 same rows (six lines a row), where the second half of a context is not capitalised. The JSON lines give the
@@ -123,6 +123,43 @@ def _read_cluewsc(files: Files) -> dict[str, list[Row]]:
     return {"test": rows}
 
 
+MASK = "<mask>"
+
+
+def _find_clozet(data: Path) -> Files:
+    remedy = "take clozet/ from huggingface.co/datasets/Jiann/LOT or github.com/thu-coai/LOT-LongLM"
+
+    def file(*names: str) -> Path:
+        return first_file(data, "ClozeT", "clozet", names, remedy)
+
+    return {"test": [file("train.jsonl"), file("valid.jsonl", "val.jsonl", "dev.jsonl")]}
+
+
+def clozet_rows(path: Path) -> list[Row]:
+    """The stories of one file: what stands before the removed sentence, and the two ways to go on from there to
+    the end. Both are scored whole: the sentence may be the first or the last of the story."""
+    rows = []
+    for line, row in read_json_lines(path, ("story", "plot0", "plot1", "label")):
+        if row["story"].count(MASK) != 1:
+            raise malformed(path, line, f"the story has {row['story'].count(MASK)} {MASK} where one is expected")
+        if str(row["label"]) not in ("0", "1"):
+            raise malformed(path, line, f"label {row['label']!r}, not '0' or '1'")
+        before, _, after = row["story"].strip().partition(MASK)
+        rows.append(
+            {
+                "before": before,
+                "choices": [row[key].strip() + after for key in ("plot0", "plot1")],
+                "gold": int(row["label"]),
+            }
+        )
+    return rows
+
+
+def _read_clozet(files: Files) -> dict[str, list[Row]]:
+    return {"test": [row for path in files["test"] for row in clozet_rows(path)]}
+
+
 HELLASWAG = Reader("HellaSwag", _find_hellaswag, _read_hellaswag)
 WINOGRANDE = Reader("WinoGrande", _find_winogrande, _read_winogrande)
 CLUEWSC = Reader("CLUEWSC", _find_cluewsc, _read_cluewsc)
+CLOZET = Reader("ClozeT", _find_clozet, _read_clozet)

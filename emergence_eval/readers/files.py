@@ -26,6 +26,9 @@ Files = dict[str, list[Path]]
 LETTERS = "ABCDEFGH"
 """Labels of the options of an examination question."""
 
+FEWSHOT_POOL = 64
+"""Few-shot examples that a reader keeps; no task asks for more than a handful."""
+
 
 class Rows(list[Row]):
     """Rows of one split: a list with the one attribute of `datasets.Dataset` that the harness asks for."""
@@ -134,11 +137,14 @@ def read_json_lines(path: Path, keys: Sequence[str]) -> Iterator[tuple[int, Row]
         yield number, row
 
 
-def read_csv(path: Path, columns: int | None = None, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
+def read_csv(
+    path: Path, columns: int | None = None, delimiter: str = ",", quoted: bool = True
+) -> Iterator[tuple[int, list[str]]]:
     """Line number and cells of each record. A real CSV reader: cells hold quoted line breaks, and cells such
-    as `None` or `1` stay the strings they are."""
+    as `None` or `1` stay the strings they are. Where nothing is `quoted`, a quotation mark is text."""
     # Not str.splitlines: MMLU holds U+0085 and U+2028, which are no line ends of CSV.
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
+    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, quoting=quoting)
     try:
         for cells in reader:
             if columns and len(cells) != columns:

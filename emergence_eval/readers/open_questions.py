@@ -1,4 +1,4 @@
-"""TriviaQA, NLPCC-KBQA and GSM8K: questions with an open answer.
+"""TriviaQA and NLPCC-KBQA: closed-book questions with an open answer.
 
 Few-shot examples come from the training questions, in the order of the file.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from emergence_eval.readers.files import (
+    FEWSHOT_POOL,
     Files,
     Reader,
     Row,
@@ -20,12 +21,8 @@ from emergence_eval.readers.files import (
     malformed,
     read_csv,
     read_json,
-    read_json_lines,
     read_text,
 )
-
-FEWSHOT_POOL = 64
-"""Few-shot examples that are kept; no task asks for more than a handful."""
 
 
 def _find_triviaqa(data: Path) -> Files:
@@ -151,38 +148,5 @@ def _read_nlpcc(files: Files) -> dict[str, list[Row]]:
     }
 
 
-def _find_gsm8k(data: Path) -> Files:
-    remedy = "take it from grade_school_math/data of github.com/openai/grade-school-math"
-    train = first_file(data, "GSM8K", "gsm8k", ("train.jsonl", "train.first500.jsonl"), remedy)
-    return {"test": [first_file(data, "GSM8K", "gsm8k", ("test.jsonl",), remedy)], "fewshot": [train]}
-
-
-def _gsm8k_rows(path: Path) -> list[Row]:
-    rows = []
-    for line, row in read_json_lines(path, ("question", "answer")):
-        steps, mark, number = row["answer"].rpartition("####")
-        if not mark:
-            raise malformed(path, line, "the answer does not end in `#### <number>`")
-        # Calculator marks such as <<48/2=24>> belong to the authors' training, not to the text.
-        steps = re.sub(r"<<.*?>>", "", steps).strip()
-        answer = number.strip().replace(",", "")
-        rows.append(
-            {
-                "question": row["question"].strip(),
-                "solution": f"{steps}\nThe answer is {answer}.",
-                "answer": answer,
-            }
-        )
-    return rows
-
-
-def _read_gsm8k(files: Files) -> dict[str, list[Row]]:
-    return {
-        "test": _gsm8k_rows(files["test"][0]),
-        "fewshot": _gsm8k_rows(files["fewshot"][0])[:FEWSHOT_POOL],
-    }
-
-
 TRIVIAQA = Reader("TriviaQA", _find_triviaqa, _read_triviaqa)
 NLPCC_KBQA = Reader("NLPCC-KBQA", _find_nlpcc, _read_nlpcc)
-GSM8K = Reader("GSM8K", _find_gsm8k, _read_gsm8k)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -45,6 +46,25 @@ def test_a_written_table_reads_back_the_same(grid, tmp_path, suffix):
     table.write(results, path)
     again = analysis.load(path)
     pd.testing.assert_frame_equal(results[CONTRACT], again[CONTRACT], check_dtype=False)
+
+
+def test_each_metric_of_the_paper_is_a_row_with_its_own_chance(grid, tmp_path):
+    grid = shutil.copytree(grid, tmp_path / "grid")
+    for path in grid.glob("*/eval/step_*.json"):
+        content = json.loads(path.read_text())
+        task = content["tasks"]["mmlu"]
+        accuracy = task["metrics"]["acc"]["value"]
+        more = {"higher_is_better": False, "rows": task["rows"], "stderr": 0.01}
+        task["metrics"]["brier"] = {"value": 1 - accuracy, "chance": 0.75, **more}
+        task["metrics"]["ece"] = {"value": 0.1, "chance": 0.0, **more}
+        task["metrics"]["loglikelihood_per_token"] = {"value": -1.0, "chance": None, **more}
+        path.write_text(json.dumps(content))
+    results = analysis.load(grid)
+    mmlu = results[results["task"] == "mmlu"]
+    assert set(mmlu["metric"]) == {"acc", "brier"}
+    assert mmlu.groupby("metric")["chance"].unique().to_dict() == {"acc": [0.25], "brier": [0.75]}
+    assert mmlu.groupby("metric")["higher_is_better"].unique().to_dict() == {"acc": [True], "brier": [False]}
+    assert table.primary_metrics(results)["mmlu"] == "acc"
 
 
 def test_the_required_columns_suffice_and_the_rest_is_derived(small, tmp_path):

@@ -76,6 +76,45 @@ def _nlpcc(rows, end):
     return end.join([*lines, ""])
 
 
+def _clozet(i):
+    story = ["<mask>猫饿了。", "猫饿了。<mask>它吃了鱼。", "猫饿了，它叫。<mask>"][i % 3]
+    return {"story": story, "plot0": "没有鱼。", "plot1": f"有{i}条鱼。", "label": str(i % 2)}
+
+
+def _chinese(root):
+    _write(root / "clozet/train.jsonl", _json_lines(_clozet(i) for i in range(3)))
+    _write(root / "clozet/valid.jsonl", _json_lines(_clozet(i) for i in range(3, 5)))
+    rows = ['珍妮说 "好"，她有 16 颗蛋。还有几颗？\t18', "他买了房子。\t70,000", "多少？\t-3.5"]
+    _write(root / "gsm8k-chinese/mgsm_zh.tsv", "\n".join(rows) + "\n")
+    exemplars = {
+        str(i): {"q": f"问题：罗杰有 {i} 个球。", "a": f"逐步解答：{i} + {i} = {2 * i}。答案是 {2 * i},000。"}
+        for i in range(1, 11)
+    }
+    content = {"MGSM_EXEMPLARS": {"zh": exemplars}, "EXEMPLAR_NUMBER_ANSWERS": []}
+    _write(root / "gsm8k-chinese/mgsm_exemplars_zh.json", json.dumps(content, ensure_ascii=False))
+
+
+def _bigbench(root):
+    def task(folder, examples):
+        _write(root / folder / "task.json", json.dumps({"examples": examples}, ensure_ascii=False))
+
+    words = [("hte", "the"), ("nad", "and"), ("ihst", ["this", "hits"]), ("tihw", "with")]
+    sentence = "The word {} is a scrambled version of the English word "
+    task("word_unscrambling", [{"input": sentence.format(word), "target": target} for word, target in words])
+    for operation in ("three_digit_addition", "three_digit_subtraction", "two_digit_multiplication"):
+        for variant in ("control", "plus_one"):
+            examples = [{"input": "a symbol\n1 - 2 -> -1\n3 - 9 ->", "target": "-6"}]
+            task(f"modified_arithmetic/{operation}_{variant}", examples)
+    task(
+        "international_phonetic_alphabet_transliterate",
+        [
+            {"input": "IPA: ju doʊnt.", "target": "English: You don't."},
+            {"input": "English: I like it.\nIPA:", "target": " aɪ laɪk ɪt."},
+            {"input": "IPA: goʊ.\nEnglish:", "target": " Go. "},
+        ],
+    )
+
+
 @pytest.fixture(scope="session")
 def benchmarks(tmp_path_factory):
     """A folder with every benchmark, a handful of rows each."""
@@ -129,6 +168,8 @@ def benchmarks(tmp_path_factory):
     ]
     _write(root / "gsm8k/test.jsonl", _json_lines(gsm8k[:4]))
     _write(root / "gsm8k/train.first500.jsonl", _json_lines(gsm8k))
+    _chinese(root)
+    _bigbench(root / "bigbench")
     return root
 
 

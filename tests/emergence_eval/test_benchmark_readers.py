@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from emergence_eval import definitions
-from emergence_eval.readers import commonsense, exams, open_questions, reading
+from emergence_eval.readers import commonsense, exams, maths, open_questions, reading
 from emergence_eval.readers.files import LETTERS
 from tokenizer.cli import UserError
 
@@ -24,12 +24,21 @@ SHARED_ROWS = {
     "c3": 1_825 + 1_991,
     "cluewsc": 1_244 + 304,
     "ceval": 1_346,
+    "gsm8k_zh": 250,
+    "word_unscramble": 8_917,
+    "modified_arithmetic": 6_000,
+    "ipa_transliterate": 1_003,
 }
-READERS = {task.name: task.reader for task in definitions.load()}
+EVERYTHING = ("emergence", "emergence_variants", "bigbench")
+TASKS = {task.name: task for task in definitions.load(EVERYTHING)}
+READERS = {name: task.reader for name, task in TASKS.items()}
+VARIANTS = {"mmlu_texts": "mmlu", "ceval_texts": "ceval", "gsm8k_direct": "gsm8k", "gsm8k_zh_direct": "gsm8k_zh"}
 
 
 def test_all_tasks_have_expected_rows():
-    assert READERS.keys() == SHARED_ROWS.keys()
+    """ClozeT alone is not there to be counted; a variant asks for the rows of another task."""
+    assert READERS.keys() == SHARED_ROWS.keys() | VARIANTS.keys() | {"clozet"}
+    assert all(READERS[name] is READERS[other] for name, other in VARIANTS.items())
 
 
 @pytest.mark.parametrize("name", SHARED_ROWS)
@@ -167,12 +176,12 @@ def test_nlpcc_line_ends_alternatives_and_missing_triples(benchmarks):
 
 
 def test_gsm8k_solution_has_no_calculator_marks(benchmarks):
-    row = open_questions.GSM8K(data=benchmarks)["test"][3]
+    row = maths.GSM8K(data=benchmarks)["test"][3]
     assert row["solution"] == "It is 3+3 = 6.\nThe answer is 1203."
     assert row["answer"] == "1203"
 
 
-@pytest.mark.parametrize("name", SHARED_ROWS)
+@pytest.mark.parametrize("name", READERS)
 def test_missing_files_are_named_with_a_remedy(tmp_path, name):
     with pytest.raises(UserError, match=r"; (take|unpack)"):
         READERS[name](data=tmp_path)
@@ -200,6 +209,18 @@ def test_missing_files_are_named_with_a_remedy(tmp_path, name):
         ("nlpcc_kbqa", "nlpcc-kbqa/nlpcc2018.kbqa.test", "what\n", "line 1: a line without"),
         ("gsm8k", "gsm8k/test.jsonl", '{"question": "q", "answer": "1"}\n', "line 1: the answer does not end"),
         ("gsm8k", "gsm8k/test.jsonl", "", "no rows for the split test"),
+        ("clozet", "clozet/valid.jsonl", '{"story": "a", "plot0": "", "plot1": "", "label": "0"}', "has 0 <mask>"),
+        ("clozet", "clozet/valid.jsonl", '{"story": "<mask>", "plot0": "", "plot1": "", "label": "2"}', "label '2'"),
+        ("gsm8k_zh", "gsm8k-chinese/mgsm_zh.tsv", "问题\n", "line 1: 1 columns where 2"),
+        ("gsm8k_zh", "gsm8k-chinese/mgsm_zh.tsv", "问题\t许多\n", "line 1: the answer is '许多'"),
+        ("gsm8k_zh", "gsm8k-chinese/mgsm_exemplars_zh.json", "{}", "not MGSM's exemplars"),
+        ("word_unscramble", "bigbench/word_unscrambling/task.json", "[]", "not BIG-bench's JSON"),
+        (
+            "ipa_transliterate",
+            "bigbench/international_phonetic_alphabet_transliterate/task.json",
+            '{"examples": [{"input": "IPA: a", "target": "b"}]}',
+            "example 1 does not say into which script",
+        ),
     ],
 )
 def test_malformed_files_are_named(tmp_path, benchmarks, name, file, content, message):
@@ -229,12 +250,62 @@ def test_task_hash_follows_the_data(tmp_path, benchmarks):
 
 
 def test_unknown_task_is_answered_with_all_names():
-    with pytest.raises(UserError, match=r"unknown task 'nlu'; tasks: c3, .*groups: emergence, emergence_en"):
+    with pytest.raises(UserError, match=r"unknown task 'nlu'; tasks: c3, .*groups: bigbench, emergence, "):
         definitions.load(["mmlu", "nlu"])
 
 
 def test_groups_cover_the_tasks_once():
-    languages = {task.name: task.language for task in definitions.load(["emergence_en", "emergence_zh", "mmlu"])}
-    assert languages == {task.name: task.language for task in definitions.load()}
-    assert [task.name for task in definitions.load(["emergence_zh"])] == ["nlpcc_kbqa", "c3", "cluewsc", "ceval"]
+    names = [task.name for task in definitions.load()]
+    assert len(names) == 12
+    assert [task.name for task in definitions.load(["emergence_en", "emergence_zh", "mmlu"])] == names
+    assert {task.language for task in definitions.load(["emergence_zh"])} == {"zh"}
+    kinds = ("closed_book_qa", "commonsense", "reading", "coreference", "examinations", "maths")
+    by_kind = [[task.kind for task in definitions.load([f"emergence_{kind}"])] for kind in kinds]
+    assert [len(found) for found in by_kind] == [2] * 6
+    assert all(len(set(found)) == 1 for found in by_kind)
     assert len(LETTERS) >= 4
+
+
+def test_settings_are_the_paper_s():
+    """Prompting and rows of Table 6 of Du et al. 2024; `emergence` holds nothing else."""
+    paper = {
+        "triviaqa": ("few-shot", 11_313, 0.0),
+        "hellaswag": ("zero-shot", 10_042, 0.25),
+        "race": ("few-shot", 4_934, 0.25),
+        "winogrande": ("zero-shot", 1_267, 0.5),
+        "mmlu": ("few-shot", 14_042, 0.25),
+        "gsm8k": ("few-shot chain of thought", 1_319, 0.0),
+        "nlpcc_kbqa": ("few-shot", 10_613, 0.0),
+        "clozet": ("zero-shot", 938, 0.5),
+        "c3": ("few-shot", 3_816, 0.25),
+        "cluewsc": ("zero-shot", 508, 0.5),
+        "ceval": ("few-shot", 1_346, 0.25),
+        "gsm8k_zh": ("few-shot chain of thought", 1_212, 0.0),
+    }
+    tasks = {task.name: task for task in definitions.load()}
+    assert {name: (task.prompting, task.paper_rows) for name, task in tasks.items()} == {
+        name: values[:2] for name, values in paper.items()
+    }
+    for task in TASKS.values():
+        assert (task.num_fewshot == 0) == (task.prompting == "zero-shot" or task.name == "modified_arithmetic")
+        assert task.metric == ("exact_match" if task.name not in paper or paper[task.name][2] == 0 else "acc") or (
+            task.name in ("mmlu_texts", "ceval_texts")
+        )
+
+
+def test_an_optional_task_without_files_is_left_out_of_its_group(tmp_path, benchmarks):
+    assert definitions.left_out(["emergence"], benchmarks) == []
+    assert len(definitions.load(["emergence"], benchmarks)) == 12
+    (line,) = definitions.left_out(["emergence"], tmp_path)
+    assert line.startswith("clozet is left out: ClozeT: none of train.jsonl")
+    assert "clozet" not in {task.name for task in definitions.load(["emergence_zh"], tmp_path)}
+    # Asked for by name it is not left out, and neither is a task that everybody has the files of.
+    assert [task.name for task in definitions.load(["emergence_zh", "clozet"], tmp_path)][1] == "clozet"
+    assert definitions.left_out(["emergence", "clozet"], tmp_path) == []
+
+
+def test_real_options_of_c3_are_two_to_four(shared):
+    rows = reading.C3(data=shared / "benchmarks")["test"]
+    assert {len(row["labels"]) for row in rows} == {2, 3, 4}
+    chance = sum(1 / len(row["labels"]) for row in rows) / len(rows)
+    assert 0.25 < chance < 0.28

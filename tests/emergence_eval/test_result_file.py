@@ -90,7 +90,9 @@ def test_round_trip(path):
 def test_file_follows_the_contract(path):
     content = json.loads(path.read_text())
     assert content["schema"] == 1
-    assert content["tasks"]["cluewsc"]["metrics"] == {"acc": {"value": 0.5, "stderr": 0.5, "higher_is_better": True}}
+    assert content["tasks"]["cluewsc"]["metrics"] == {
+        "acc": {"value": 0.5, "stderr": 0.5, "higher_is_better": True, "chance": None, "rows": None}
+    }
     assert content["checkpoint"]["losses"]["heldout"] == 4.5
 
 
@@ -118,6 +120,11 @@ def test_wrong_content_is_named(path, edit, message):
     with pytest.raises(UserError, match=message) as caught:
         read_result(path)
     assert str(path) in str(caught.value)
+
+
+def test_files_without_chance_and_rows_of_each_metric_are_read(path):
+    change(path, lambda c: [c["tasks"]["cluewsc"]["metrics"]["acc"].pop(name) for name in ("chance", "rows")])
+    assert read_result(path) == RESULT
 
 
 def test_other_fields_and_whole_numbers_are_accepted(path):

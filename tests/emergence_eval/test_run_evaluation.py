@@ -90,9 +90,10 @@ def test_all_tasks_of_two_checkpoints(checkpoints, benchmarks, evaluated, capfd)
     assert results[0].checkpoint.step == 10 and results[0].limit == 3
     assert list(results[0].tasks) == TASKS
     for name, task in results[0].tasks.items():
-        mine = rows[0][rows[0]["task"] == name]
+        metric = next(iter(task.metrics))
+        mine = rows[0][(rows[0]["task"] == name) & (rows[0]["metric"] == metric)]
         assert task.rows == len(mine) == 3 <= task.rows_available
-        (metric,) = task.metrics
+        assert metric in ("acc", "exact_match")
         assert task.metrics[metric].value == pytest.approx(mine["value"].mean())
         assert task.metrics[metric].stderr == pytest.approx(mine["value"].std() / math.sqrt(3))
         assert task.chance == pytest.approx(mine["chance"].mean())
@@ -108,6 +109,17 @@ def test_all_tasks_of_two_checkpoints(checkpoints, benchmarks, evaluated, capfd)
     assert command(benchmarks, "--limit", 3, "--nemo-ckpt", *checkpoints) == 0
     assert "step_10.json is up to date" in capfd.readouterr().out
     assert len(evaluated) == 2 * len(TASKS)
+
+
+def test_a_task_without_data_is_left_out_and_named(checkpoints, benchmarks, tmp_path, capfd):
+    data = shutil.copytree(benchmarks, tmp_path / "data")
+    shutil.rmtree(data / "clozet")
+    arguments = ("--limit", 1, "--device", "cpu", "--nemo-ckpt", checkpoints[0])
+    command(data, "--tasks", "emergence_commonsense", *arguments)
+    assert capfd.readouterr().out.startswith("clozet is left out: ClozeT: none of")
+    assert list(read_result(checkpoints[0].parents[1] / "eval/step_10.json").tasks) == ["hellaswag"]
+    with pytest.raises(UserError, match="ClozeT: none of"):
+        command(data, "--tasks", "clozet", *arguments)
 
 
 def test_interrupted_evaluation_goes_on_by_task(checkpoints, benchmarks, evaluated, monkeypatch):

@@ -14,6 +14,8 @@ from emergence_eval.fewshot import FittedTask, Window
 
 harness.silence()
 
+EVERYTHING = ("emergence", "emergence_variants", "bigbench")
+
 
 class KnownAnswers(LM):
     """A language model that is told each log-likelihood and each generated text."""
@@ -37,7 +39,7 @@ class KnownAnswers(LM):
 
 @pytest.fixture(scope="module")
 def tasks(benchmarks):
-    return harness.load_tasks(definitions.load(), benchmarks)
+    return harness.load_tasks(definitions.load(EVERYTHING), benchmarks)
 
 
 def score(task, model, rows=None):
@@ -63,10 +65,13 @@ def test_every_task_and_group_loads_as_plain_lm_eval_does(benchmarks):
     manager = TaskManager(
         include_path=str(definitions.TASKS), include_defaults=False, metadata={"data": str(benchmarks)}
     )
-    loaded = manager.load(["emergence"])
-    assert loaded["tasks"].keys() == {task.name for task in definitions.load()}
-    assert loaded["groups"].keys() == {"emergence", "emergence_en", "emergence_zh"}
+    loaded = manager.load([*EVERYTHING])
+    assert loaded["tasks"].keys() == {task.name for task in definitions.load(EVERYTHING)}
+    assert len(loaded["tasks"]) == 12 + 4 + 3
+    assert loaded["groups"].keys() == {*EVERYTHING, "emergence_en", "emergence_zh"}
     assert all(isinstance(task, FittedTask) for task in loaded["tasks"].values())
+    loaded = manager.load(["emergence_maths"])
+    assert list(loaded["tasks"]) == ["gsm8k", "gsm8k_zh"]
 
 
 def test_prompts_are_the_harness_s_own(tasks):
@@ -113,14 +118,55 @@ def test_gsm8k_prompt_shows_worked_solutions(tasks):
     )
 
 
+def test_examinations_with_options_as_texts(tasks):
+    prompt = tasks["mmlu_texts"].fewshot_context(tasks["mmlu_texts"].eval_docs[1], 1)
+    assert prompt == (
+        "The following are questions (with answers) about abstract algebra.\n\n"
+        'abstract_algebra: "None",\nor\x85what 0?\nAnswer: None\n\n'
+        'abstract_algebra: "None",\nor\x85what 1?\nAnswer:'
+    )
+    prompt = tasks["ceval_texts"].fewshot_context(tasks["ceval_texts"].eval_docs[0], 1)
+    assert prompt.splitlines()[:3] == ["以下是中国关于法学考试的问题和答案。", "", "law要添加几个0____0"]
+    assert prompt.count("答案：1\n") == 1
+
+
+def test_gsm8k_in_chinese_with_and_without_a_chain_of_thought(tasks):
+    prompt = tasks["gsm8k_zh"].fewshot_context(tasks["gsm8k_zh"].eval_docs[1], 1)
+    assert prompt == ("问题：罗杰有 1 个球。\n逐步解答：1 + 1 = 2。\n答案是 2000。\n\n问题：他买了房子。\n逐步解答：")
+    prompt = tasks["gsm8k_zh_direct"].fewshot_context(tasks["gsm8k_zh_direct"].eval_docs[1], 1)
+    assert prompt == "问题：罗杰有 1 个球。\n答案：2000\n\n问题：他买了房子。\n答案："
+    prompt = tasks["gsm8k_direct"].fewshot_context(tasks["gsm8k_direct"].eval_docs[1], 1)
+    assert prompt == "Question: 0 plus 0?\nAnswer: 1200\n\nQuestion: 1 plus 1?\nAnswer:"
+
+
+def test_bigbench_examples_are_never_the_row_itself(tasks):
+    task = tasks["word_unscramble"]
+    for doc in task.eval_docs:
+        prompt = task.fewshot_context(doc, 2)
+        assert prompt.count("\nA:") == 3
+        assert prompt.count(doc["question"]) == 1
+    assert task.fewshot_context(task.eval_docs[0], 1) == (
+        "Q: The word nad is a scrambled version of the English word\nA: and\n\n"
+        "Q: The word hte is a scrambled version of the English word\nA:"
+    )
+    task = tasks["ipa_transliterate"]
+    assert task.fewshot_context(task.eval_docs[0], 1).endswith(
+        "\n\nEnglish: I like it.\nIPA: aɪ laɪk ɪt.\n\nIPA: ju doʊnt.\nEnglish:"
+    )
+    task = tasks["modified_arithmetic"]
+    assert task.fewshot_context(task.eval_docs[0], 0) == "a symbol\n1 - 2 -> -1\n3 - 9 ->"
+
+
 def test_options_are_letters_or_texts(tasks):
     asked = {}
-    for name in ("race", "hellaswag", "cluewsc", "winogrande"):
+    for name in ("race", "hellaswag", "cluewsc", "winogrande", "clozet", "mmlu_texts"):
         model = KnownAnswers()
-        score(tasks[name], model, [0])
+        score(tasks[name], model, [1] if name == "clozet" else [0])
         asked[name] = model.asked
     assert [continuation for _, continuation in asked["race"]] == [" A", " B", " C", " D"]
     assert [continuation for _, continuation in asked["cluewsc"]] == ["否", "是"]
+    assert [continuation for _, continuation in asked["mmlu_texts"]] == [" None", " 1", " a,b", " NA"]
+    assert asked["clozet"] == [("猫饿了。", "没有鱼。它吃了鱼。"), ("猫饿了。", "有1条鱼。它吃了鱼。")]
     assert asked["hellaswag"][1] == ("Pole vault: A woman runs fast. She", " sits down.")
     assert asked["winogrande"] == [
         ("Sarah was better than Maria so Sarah", " always won."),
@@ -155,6 +201,12 @@ def test_winogrande_compares_the_same_continuation(tasks):
         ("triviaqa", lambda context: f" an author {re.findall('Book (.)', context)[-1]}\n", 1.0),
         ("nlpcc_kbqa", lambda context: "176cm", 1 / 5),
         ("gsm8k", lambda context: "It is 2. The answer is $1,201.", 1 / 4),
+        ("gsm8k_direct", lambda context: " 1,201", 1 / 4),
+        ("gsm8k_zh", lambda context: "一共 ７０，答案是 ７００００。", 1 / 3),
+        ("gsm8k_zh_direct", lambda context: "18 个", 1 / 3),
+        ("word_unscramble", lambda context: " this", 1 / 4),
+        ("modified_arithmetic", lambda context: " -6 and 3", 1.0),
+        ("ipa_transliterate", lambda context: " Go.", 1 / 3),
     ],
 )
 def test_exact_match_of_known_texts(tasks, name, text, value):
