@@ -12,7 +12,6 @@ import sys
 import pytest
 
 from emergence_eval import convert, definitions, harness, run
-from emergence_eval.generation import ATTENTION, greedy
 from emergence_eval.results import read_result, read_rows, rows_path
 from recipes.checkpoint import Manifest
 from tokenizer.cli import UserError
@@ -218,81 +217,3 @@ def test_command_line_reports_mistakes_in_one_line(repository, tmp_path):
 def test_deciding_what_to_do_imports_no_torch():
     code = "import sys, emergence_eval.run; sys.exit(bool({'torch', 'lm_eval', 'transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-def load(tiny_hf, batch_size=8):
-    return harness.load_model(tiny_hf, "tiny", harness.Encodings(), "cpu", "float32", batch_size)
-
-
-def test_scores_equal_the_harness_s_own_model(tiny_hf, benchmarks):
-    """Encoding once and leaving positions out of the output layer changes no score, whatever the batch size."""
-    from lm_eval.models.huggingface import HFLM
-
-    tasks = harness.load_tasks(definitions.load(["hellaswag", "winogrande", "mmlu", "c3"]), benchmarks)
-    plain = load(tiny_hf)
-    reference = HFLM(pretrained=plain.model, tokenizer=plain.tokenizer, max_length=256, batch_size=1)
-    for task in tasks.values():
-        task.build_all_requests()
-        expected = reference.loglikelihood(task.instances, disable_tqdm=True)
-        for batch_size in (1, 3, 64):
-            found = load(tiny_hf, batch_size).loglikelihood(task.instances)
-            assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], abs=1e-3)
-            assert [is_greedy for _, is_greedy in found] == [is_greedy for _, is_greedy in expected]
-
-
-def test_a_text_longer_than_the_context_is_scored(tiny_hf, benchmarks):
-    """A smoke run's context is shorter than many an option: the harness's own model stops there."""
-    (definition,) = definitions.load(["hellaswag"])
-    task = harness.load_tasks([definition], benchmarks)["hellaswag"]
-    model = load(tiny_hf)
-    model._max_length = 8
-    result, rows = harness.evaluate_task(model, task, definition, "hash", "tiny", None)
-    assert result.truncated_rows == result.rows == 5
-    assert all(math.isfinite(value) for row in rows for value in row.loglikelihoods)
-
-
-def test_generation_equals_that_of_transformers(tiny_hf):
-    import torch
-
-    model = load(tiny_hf)
-    model.tokenizer.padding_side = "left"
-    prompts = model.tokenizer(["Hello there", "你", "Question: why?\n"], padding=True, return_tensors="pt")
-    length = prompts["input_ids"].shape[1] + 24
-    with torch.inference_mode():
-        ours = greedy(model.model, model.tokenizer, **_greedy_arguments(prompts), max_length=length, stop=["\0never"])
-        assert model.model.config._attn_implementation == ATTENTION
-        model.model.set_attn_implementation("eager")
-        theirs = model.model.generate(**prompts, max_length=length, do_sample=False, eos_token_id=None, pad_token_id=2)
-    assert ours.tolist() == theirs.tolist()
-
-
-def test_generation_ends_row_by_row(tiny_hf):
-    """A row that reached a stop sequence is left out; the others are not changed by that."""
-    import torch
-
-    model = load(tiny_hf)
-    prompts = model.tokenizer(["Hello there", "What is it", "One more q"], padding=True, return_tensors="pt")
-    length = prompts["input_ids"].shape[1] + 12
-    with torch.inference_mode():
-        arguments = _greedy_arguments(prompts)
-        whole = greedy(model.model, model.tokenizer, **arguments, max_length=length, stop=["\0never"])
-        decoded = [[model.tokenizer.decode(row[-12:][: n + 1]) for n in range(12)] for row in whole]
-        stop = decoded[0][5][-1]
-        stopped = greedy(model.model, model.tokenizer, **arguments, max_length=length, stop=[stop])
-    ends = [next((n for n in range(12) if stop in texts[n]), 11) for texts in decoded]
-    assert ends[0] < 11
-    for row, whole_row, end in zip(stopped[:, -12:].tolist(), whole[:, -12:].tolist(), ends, strict=True):
-        assert row == whole_row[: end + 1] + [model.tokenizer.pad_token_id] * (11 - end)
-
-
-def _greedy_arguments(prompts):
-    return {"context": prompts["input_ids"], "attention_mask": prompts["attention_mask"]}
-
-
-def test_a_continuation_that_merges_into_the_prompt_is_still_scored(tiny_hf):
-    model = load(tiny_hf)
-    model._encodings.put("答：", [5, 6])
-    model._encodings.put("答：A", [5, 9])
-    context, continuation = model._encode_pair("答：", "A")
-    assert context == [5, 6]
-    assert continuation == model.tokenizer.encode("A")
