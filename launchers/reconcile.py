@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from launchers import slurm
+from launchers.logs import last_error
 from launchers.plan import Step
 from launchers.records import MOST_FRUITLESS, Event, Record
 from launchers.sbatch import EVALUATION_TRIES, train_script
@@ -190,8 +191,8 @@ class Reconciler:
             return False
         tries = EVALUATION_TRIES if step.phase == "evaluate" else MOST_FRUITLESS
         if (lost := max(history.fruitless(self._progress(step)), history.unstarted)) >= tries:
-            reason = last.reason or f"its jobs died without a word; the last was {last.job}"
-            record.add("gave up", reason=f"no progress in {lost} starts; {reason}")
+            reason = last.reason or last_error(step.log, 0, code=1)
+            record.add("gave up", reason=f"no progress in {lost} starts; the last ended with: {reason}")
             return False
         return True
 

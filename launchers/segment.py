@@ -53,6 +53,15 @@ class Keeper:
     seconds: int
     """Between two of them."""
 
+    @classmethod
+    def read(cls, directory: Path) -> Keeper | None:
+        """The one of a study; None where another version of the launcher wrote the study."""
+        try:
+            value = json.loads((directory / KEEPER_FILE).read_text(encoding="utf-8"))
+            return cls(str(value["name"]), int(value["seconds"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -69,7 +78,7 @@ class Segment:
     """For a training: its run directory, which says how far it is."""
     script: Path | None
     """Job script to submit again where this job's nodes are not to be used."""
-    keeper: Keeper
+    keeper: Keeper | None
     tries: int
     """Starts in a row without progress after which the step is given up."""
 
@@ -89,6 +98,8 @@ class Segment:
 
     def look_after_keeper(self) -> None:
         """`ensure_keeper`; what Slurm has against it is no reason to end the job."""
+        if self.keeper is None:
+            return
         try:
             ensure_keeper(self.slurm, self.keeper.name)
         except UserError as error:
@@ -104,13 +115,13 @@ class Segment:
         if self._is_moved_away(here):
             return 0
         progress = self.progress()
-        if self._is_given_up(progress, "its jobs died without a word; see the log"):
+        if self._is_given_up(progress, last_error(self.log, 0, code=1)):
             return 1
         self.record.add("started", job=job_name(), nodes=tuple(here), progress=progress)
         print(f"# {time.strftime('%Y-%m-%d %H:%M:%S')} {self.step}: start {job_name()} on {','.join(here)}", flush=True)
         start = self.log.stat().st_size if self.log.is_file() else 0
         child = Child(command)
-        while (code := child.wait(self.keeper.seconds * LOOKS_MISSED)) is None:
+        while (code := child.wait(self.keeper.seconds * LOOKS_MISSED if self.keeper else None)) is None:
             self.look_after_keeper()
         if self.done() or self.progress() > progress:
             nodes.note_success(self.logs, here, job_name())
@@ -190,7 +201,7 @@ class Child:
             raise UserError(f"cannot start {command[0]}: {error.strerror}") from None
         signal.signal(signal.SIGUSR1, lambda number, frame: self._process.send_signal(signal.SIGUSR1))
 
-    def wait(self, seconds: float) -> int | None:
+    def wait(self, seconds: float | None) -> int | None:
         """The exit code, 128 + the signal's number if one ended it; None if it still runs after `seconds`."""
         try:
             code = self._process.wait(seconds)
@@ -258,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("the step's command is missing; it stands after a --")
     at = arguments.index("--")
     given = parser.parse_args(arguments[:at])
-    keeper = Keeper(**json.loads((given.slurm / KEEPER_FILE).read_text(encoding="utf-8")))
+    keeper = Keeper.read(given.slurm)
     done = given.done.exists if given.done else _planned(given.slurm, given.step)
     segment = Segment(given.step, given.slurm, given.log, done, given.run_directory, given.script, keeper, given.tries)
     segment.look_after_keeper()
