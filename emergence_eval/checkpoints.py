@@ -27,7 +27,9 @@ class Checkpoint:
     identity: CheckpointIdentity
     output: Path
     source: Source | None = None
-    """Of a checkpoint without our manifest."""
+    """Of a checkpoint without our manifest that is to be converted."""
+    is_hf: bool = False
+    """Whether the directory is a Hugging Face model as it is."""
 
 
 def open_checkpoints(
@@ -36,27 +38,33 @@ def open_checkpoints(
     megatron: Sequence[Path] = (),
     tokenizer: Path | None = None,
     loss: str | None = None,
+    hf: Sequence[str] = (),
 ) -> list[Checkpoint]:
-    """Read what the checkpoints say of themselves: ours and NeMo's, and Megatron's.
+    """Read what the checkpoints say of themselves: ours and NeMo's, Megatron's, and Hugging Face models.
 
     `tokenizer` and `loss` (a number, or a CSV file with the columns step and heldout_loss) are for those that do
     not tell. Raises UserError for what is no checkpoint, and where two would share a file.
     """
-    if not (nemo or megatron):
-        raise UserError("no checkpoint is given; give --nemo-ckpt or --megatron-ckpt")
-    if out and out.suffix == ".json" and len(nemo) + len(megatron) > 1:
-        raise UserError(f"--out {out} names one file for {len(nemo) + len(megatron)} checkpoints; give a directory")
+    number = len(nemo) + len(megatron) + len(hf)
+    if not number:
+        raise UserError("no checkpoint is given; give --nemo-ckpt, --megatron-ckpt, --hf-ckpt or --watch")
+    if out and out.suffix == ".json" and number > 1:
+        raise UserError(f"--out {out} names one file for {number} checkpoints; give a directory")
+    if hf and tokenizer is not None:
+        raise UserError(f"--hf-ckpt {hf[0]} has a tokenizer of its own; leave --tokenizer out")
     opened = [_open(directory, False, tokenizer, loss) for directory in nemo]
     opened += [_open(directory, True, tokenizer, loss) for directory in megatron]
-    others = [identity for _, identity, source in opened if source]
+    opened += [_open_hf(name, loss) for name in hf]
+    others = [identity for _, identity, _ in opened if identity.origin != "recipes"]
     if loss is not None and _is_number(loss) and len(others) > 1:
         raise UserError(f"--loss {loss} is one loss for {len(others)} checkpoints; give a CSV file: step,heldout_loss")
     checkpoints: dict[Path, Checkpoint] = {}
     for directory, identity, source in opened:
-        output = _output(directory.resolve(), identity.run, out)
+        is_hf = identity.origin == "huggingface"
+        output = _hf_output(directory, identity.run, out) if is_hf else _output(directory, identity.run, out)
         if output in checkpoints:
             raise UserError(f"{checkpoints[output].directory} and {directory} would both be written to {output}")
-        checkpoints[output] = Checkpoint(directory, identity, output, source)
+        checkpoints[output] = Checkpoint(directory, identity, output, source, is_hf)
     return list(checkpoints.values())
 
 
@@ -78,10 +86,23 @@ def _open(
     from emergence_eval import sources
 
     source, identity = (sources.open_megatron if megatron else sources.open_nemo)(directory, tokenizer)
-    if loss is not None:
-        losses = {"heldout": float(loss)} if _is_number(loss) else _losses_of(Path(loss), identity.step)
-        identity = sources.with_losses(identity, losses)
-    return source.directory, identity, source
+    return source.directory, _with_loss(identity, loss), source
+
+
+def _open_hf(name: str, loss: str | None) -> tuple[Path, CheckpointIdentity, None]:
+    from emergence_eval import hf_checkpoint
+
+    directory, identity = hf_checkpoint.open_hf(name)
+    return directory, _with_loss(identity, loss), None
+
+
+def _with_loss(identity: CheckpointIdentity, loss: str | None) -> CheckpointIdentity:
+    if loss is None:
+        return identity
+    from emergence_eval import sources
+
+    losses = {"heldout": float(loss)} if _is_number(loss) else _losses_of(Path(loss), identity.step)
+    return sources.with_losses(identity, losses)
 
 
 def _is_number(text: str) -> bool:
@@ -109,7 +130,15 @@ def _losses_of(path: Path, step: int) -> dict[str, float]:
         raise UserError(f"--loss {path}: {error}; give a number or a CSV file: step,heldout_loss") from None
 
 
+def _hf_output(directory: Path, run: str, out: Path | None) -> Path:
+    """A model's result: in eval/ beside its directory; of one from the hub in eval/ here, not in the hub's cache."""
+    if out is None:
+        out = (directory.resolve().parent if directory.resolve().name == run else Path.cwd()) / "eval"
+    return out if out.suffix == ".json" else out / f"{run}.json"
+
+
 def _output(directory: Path, run: str, out: Path | None) -> Path:
+    directory = directory.resolve()
     if out is None:
         run_directory = directory.parent.parent if directory.parent.name == "checkpoints" else directory.parent
         return run_directory / "eval" / f"{directory.name}.json"

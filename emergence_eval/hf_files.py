@@ -6,10 +6,11 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emergence_eval.torch_dist import ITEM_BYTES
+from emergence_eval.torch_dist import ITEM_BYTES, fill
 from tokenizer.cli import UserError
 from tokenizer.files import write_json
 
@@ -44,7 +45,7 @@ def group_bytes(group: Group) -> int:
 
 
 def write_shards(directory: Path, groups: Iterable[Group], progress: Progress) -> None:
-    """Write tensors as safetensors files, each on the disk before the next is begun."""
+    """Write tensors as safetensors files. A file is put on the disk while the next one's tensors are read."""
     from safetensors.torch import save_file
 
     shards: list[list[Group]] = []
@@ -56,17 +57,20 @@ def write_shards(directory: Path, groups: Iterable[Group], progress: Progress) -
         shards[-1].append(group)
         size += group_bytes(group)
     total = sum(group_bytes(group) for shard in shards for group in shard)
-    done, weight_map = 0, {}
-    for number, shard in enumerate(shards, 1):
-        name = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors: dict[str, torch.Tensor] = {}
-        for group in shard:
-            tensors |= {key: tensor.contiguous() for key, tensor in group.read().items()}
-            done += group_bytes(group)
-            progress(done, total)
-        save_file(tensors, directory / name, metadata={"format": "pt"})
-        sync(directory / name)
-        weight_map |= dict.fromkeys(tensors, name)
+    done, weight_map, on_disk = 0, {}, []
+    with ThreadPoolExecutor(1) as disk:
+        for number, shard in enumerate(shards, 1):
+            name = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            tensors: dict[str, torch.Tensor] = {}
+            for group in shard:
+                tensors |= {key: tensor.contiguous() for key, tensor in group.read().items()}
+                done += group_bytes(group)
+                progress(done, total)
+            save_file(tensors, directory / name, metadata={"format": "pt"})
+            weight_map |= dict.fromkeys(tensors, name)
+            on_disk.append(disk.submit(sync, directory / name))
+    for it in on_disk:
+        it.result()
     if len(shards) > 1:
         write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
@@ -89,6 +93,7 @@ class HfTensors:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
         self._files: dict[str, Path] = {}
+        self._places: dict[Path, dict[str, int]] = {}
         for path in weight_files(directory):
             for name, shape, dtype in read_header(path):
                 if name in self._files:
@@ -96,14 +101,25 @@ class HfTensors:
                 self._files[name], self.shapes[name], self.dtypes[name] = path, shape, dtype
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor in its own type on the CPU."""
-        from safetensors import SafetensorError, safe_open
+        """One tensor in its own type on the CPU; read and not mapped, for mapped pages count as memory."""
+        import torch
 
-        try:
-            with safe_open(self._files[name], "pt") as file:
-                return file.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"cannot read {name} in {self._files[name]}: {error}") from None
+        path = self._files[name]
+        dtype = getattr(torch, self.dtypes[name].removeprefix("torch."), None)
+        if self.dtypes[name] not in ITEM_BYTES:
+            raise UserError(f"{path}: {name} is of {self.dtypes[name]}; only {', '.join(ITEM_BYTES)} can be converted")
+        if path not in self._places:
+            with path.open("rb") as file:
+                # The library has held this header against the file's size.
+                length = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(length))
+            self._places[path] = {
+                key: 8 + length + it["data_offsets"][0] for key, it in header.items() if "dtype" in it
+            }
+        out = torch.empty(self.shapes[name], dtype=dtype)
+        with path.open("rb", buffering=0) as file:
+            fill(file, self._places[path][name], out, path)
+        return out
 
 
 def weight_files(directory: Path) -> list[Path]:

@@ -11,6 +11,7 @@ import io
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, TensorWriteData, WriteItem, WriteItemType
 
 from emergence_eval import glm_layout as layout
+from emergence_eval import hf_files
 from emergence_eval.description import ModelDescription
 from emergence_eval.hf_files import HfTensors, Progress, read_header, read_object
 from recipes.checkpoint import KEY_PREFIX
@@ -34,6 +36,9 @@ SIDE = "nemo"
 """Folder of a converted model with what Hugging Face's form has no place for."""
 
 PADDING = "padding.safetensors"
+
+SYNC_BYTES = 1 << 28
+"""Bytes after which those before are put on the disk."""
 
 _MODULES = ("self_attention.linear_proj", "self_attention.linear_qkv", "mlp.linear_fc1", "mlp.linear_fc2")
 """Layers for which Megatron-Core keeps an extra state, empty but in FP8."""
@@ -201,14 +206,15 @@ def parts(opened: HfModel) -> Iterator[Part]:
 
 
 class _Planner(SavePlanner):
-    """Feeds torch's writer a part at a time."""
+    """Feeds torch's writer a part at a time, and has what is written put on the disk meanwhile."""
 
-    def __init__(self, items: list[Part], num_layers: int, progress: Progress) -> None:
+    def __init__(self, items: list[Part], num_layers: int, progress: Progress, sync: Callable[[], object]) -> None:
         self._items = items
         self._num_layers = num_layers
         self._progress = progress
         self._makers = {(key, offsets): make for key, _, offsets, _, make in items}
-        self._done = 0
+        self._done = self._synced = 0
+        self._sync = sync
 
     def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
         """Nothing: the parts are known."""
@@ -251,6 +257,9 @@ class _Planner(SavePlanner):
         tensor = self._makers[key, tuple(write_item.index.offset)]()
         self._done += tensor.nbytes
         self._progress(self._done, self._total)
+        if self._done - self._synced > SYNC_BYTES:
+            self._synced = self._done
+            self._sync()
         return tensor.view(write_item.tensor_data.chunk.sizes)
 
 
@@ -261,9 +270,19 @@ def _item(item: WriteItem) -> int:
 def write_weights(opened: HfModel, weights: Path, step: int | None, progress: Progress) -> None:
     """Write `weights/` as Megatron-Core's torch_dist does. Raises UserError if a tensor cannot be read."""
     weights.mkdir(parents=True)
-    planner = _Planner(list(parts(opened)), opened.model.num_layers, progress)
+    pool = ThreadPoolExecutor(1)
+    path = weights / "__0_0.distcp"
+    planner = _Planner(
+        list(parts(opened)),
+        opened.model.num_layers,
+        progress,
+        lambda: path.exists() and pool.submit(hf_files.sync, path),
+    )
+    checksums = torch.serialization.get_crc32_options()
     try:
-        with warnings.catch_warnings():
+        # Checksums in the archives take as long as the writing, and nothing that loads them looks at them.
+        torch.serialization.set_crc32_options(False)
+        with pool, warnings.catch_warnings():
             # It is as meant that there is one process.
             warnings.filterwarnings("ignore", message=".*assuming the intent is to save in a single process")
             save({}, storage_writer=FileSystemWriter(weights, thread_count=1), planner=planner, no_dist=True)
@@ -275,6 +294,8 @@ def write_weights(opened: HfModel, weights: Path, step: int | None, progress: Pr
             if isinstance(cause, OSError):
                 raise UserError(f"cannot write {weights}: {cause.strerror}; make room, then convert again") from None
         raise
+    finally:
+        torch.serialization.set_crc32_options(checksums)
     torch.save({} if step is None else {"global_step": step}, weights / "common.pt")
     versions = {"sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
     write_json(weights / "metadata.json", {"sharded_backend": "torch_dist", **versions})

@@ -133,6 +133,11 @@ def inert(name: str) -> type[Inert]:
     return type("".join(it for it in name.rpartition(".")[2] if it.isidentifier()) or "Inert", (Inert,), {})
 
 
+def ordered() -> type[dict]:
+    """A class of its own for ordered dictionaries."""
+    return type("OrderedDict", (_Ordered,), {})
+
+
 def refuse(module: str, name: str) -> None:
     """Raise the error that names what a pickle wants."""
     raise _Refused(f"it names {module}.{name}")
@@ -168,19 +173,22 @@ def _check_opcodes(data: bytes) -> None:
 def _of_arguments(module: str, name: str) -> Any:
     if module == "torch" and name in _DTYPES:
         return f"torch.{name}"
+    if "." in name:
+        # An attribute of a class: what torch.save writes never names one.
+        refuse(module, name)
     if (module, name) == ("torch", "Size"):
         return tuple
     if (module, name) in (("argparse", "Namespace"), ("types", "SimpleNamespace")):
         return type("Namespace", (_Namespace,), {})
     if (module, name) == ("collections", "OrderedDict"):
-        return type("OrderedDict", (_Ordered,), {})
+        return ordered()
     if module.partition(".")[0] in _STANDARD and (module, name) not in _HARMLESS:
         refuse(module, name)
     return inert(name)
 
 
 def _of_table(module: str, name: str) -> Any:
-    if module.startswith(_TABLE_MODULES) or (module, name) in _TABLE_NAMES:
+    if (module.startswith(_TABLE_MODULES) and "." not in name) or (module, name) in _TABLE_NAMES:
         return inert(name)
     if (module == "torch" and (name in _DTYPES or name == "Size")) or (module, name) in _HARMLESS:
         return _of_arguments(module, name)

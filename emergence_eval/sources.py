@@ -112,7 +112,16 @@ def open_ours(checkpoint: Path) -> tuple[Source, Manifest]:
 
 
 def open_nemo(checkpoint: Path, tokenizer: Path | None) -> tuple[Source, CheckpointIdentity]:
-    """A NeMo 2.0 checkpoint without our manifest. Raises UserError for what is none or cannot be converted."""
+    """A NeMo 2.0 checkpoint without our manifest, or a Megatron-Bridge one. Raises UserError for what is none or
+    cannot be converted; NeMo 1's archives are told by their name and never opened."""
+    if checkpoint.suffix == ".nemo" or (checkpoint / "model_config.yaml").is_file():
+        raise UserError(
+            f"{checkpoint} is an archive of NeMo 1; it is not opened here. Convert it with NeMo 2's "
+            "scripts/checkpoint_converters/convert_nemo1_to_nemo2.py --input_path FILE.nemo --output_path DIR "
+            "--model_id MODEL, then give DIR"
+        )
+    if _is_bridge(checkpoint):
+        return open_megatron(checkpoint, tokenizer)
     if not (checkpoint / "context").is_dir() or not (checkpoint / "weights").is_dir():
         raise UserError(
             f"{checkpoint} is no checkpoint (no manifest.json, nor NeMo's context/ and weights/); "
@@ -132,6 +141,11 @@ def open_nemo(checkpoint: Path, tokenizer: Path | None) -> tuple[Source, Checkpo
     run = checkpoint.resolve().parent
     run = run.parent if run.name == "checkpoints" else run
     return source, _identity(source, "nemo", run, step, samples, seed=None, last=None)
+
+
+def _is_bridge(directory: Path) -> bool:
+    """Whether this is a Megatron-Bridge checkpoint, iter_<n>/ with run_config.yaml, or the directory above some."""
+    return (directory / "run_config.yaml").is_file() or any(directory.glob("iter_*/run_config.yaml"))
 
 
 def open_megatron(directory: Path, tokenizer: Path | None) -> tuple[Source, CheckpointIdentity]:

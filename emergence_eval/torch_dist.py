@@ -228,10 +228,10 @@ def _read_box(part: Part, dtype: str, box: Sequence[tuple[int, int]], target: to
         else:
             count = elements
         if whole_rows and target.is_contiguous():
-            _fill(file, begin, target, part)
+            fill(file, begin, target, part.path)
             return
         buffer = torch.empty(count, dtype=target.dtype)
-        _fill(file, begin, buffer, part)
+        fill(file, begin, buffer, part.path)
         rest = part.sizes[1:] if plain else part.sizes
         source = buffer.view(rows[1] - rows[0], *rest) if plain else buffer.as_strided(part.sizes, strides, offset)
         first = slice(None) if plain else slice(*box[0])
@@ -242,7 +242,8 @@ def _plain_strides(sizes: Shape) -> Shape:
     return tuple(math.prod(sizes[axis + 1 :]) for axis in range(len(sizes)))
 
 
-def _fill(file: io.FileIO, begin: int, tensor: torch.Tensor, part: Part) -> None:
+def fill(file: io.FileIO, begin: int, tensor: torch.Tensor, path: Path) -> None:
+    """Read a contiguous tensor's bytes from an unbuffered file. Raises UserError if it is too short."""
     import torch
 
     if not tensor.numel():
@@ -251,7 +252,7 @@ def _fill(file: io.FileIO, begin: int, tensor: torch.Tensor, part: Part) -> None
     file.seek(begin)
     while len(view):
         if not (read := file.readinto(view)):
-            raise UserError(f"{part.path} ends in the middle of a tensor; the checkpoint is damaged")
+            raise UserError(f"{path} ends in the middle of a tensor; the checkpoint is damaged")
         view = view[read:]
 
 
