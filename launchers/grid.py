@@ -35,8 +35,8 @@ from launchers.local import LocalExecutor, Outcome
 from launchers.machine import measure
 from launchers.plan import REPOSITORY, GridDirectory, build_plan
 from launchers.queued import QueuedJob
+from launchers.slurm.study import is_on_slurm
 from launchers.status import Notes, format_duration, status_table, status_value
-from launchers.study import is_on_slurm
 from launchers.watch import Display, watch
 from recipes.grid import Grid, Run, load_grid
 from recipes.planner import DAYS
@@ -102,8 +102,8 @@ def _queue(folder: GridDirectory) -> Mapping[str, QueuedJob]:
     if not is_on_slurm(folder):
         return {}
     # Here, because only those who use Slurm have need of it.
-    from launchers.reconcile import Reconciler
-    from launchers.study import Study
+    from launchers.slurm.reconcile import Reconciler
+    from launchers.slurm.study import Study
 
     return Reconciler(Study.read(folder)).queue
 
@@ -144,7 +144,7 @@ def _collect(folder: GridDirectory, console: Console) -> int:
 def _on_slurm(
     grid: Grid, runs: Sequence[Run], folder: GridDirectory, arguments: argparse.Namespace, console: Console
 ) -> int:
-    from launchers import slurm_launch
+    from launchers.slurm import launch as slurm_launch
 
     if arguments.cancel:
         return slurm_launch.cancel_study(folder, runs if arguments.runs else None, console)

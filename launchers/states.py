@@ -78,7 +78,7 @@ class Evaluations:
 
 
 @dataclass(frozen=True)
-class Study:
+class StudyState:
     """All that `--status` tells."""
 
     grid: str
@@ -134,7 +134,7 @@ def read_status(grid: Grid, folder: GridDirectory, queue: Mapping[str, QueuedJob
     return list(read_study(grid, folder, queue).runs)
 
 
-def read_study(grid: Grid, folder: GridDirectory, queue: Mapping[str, QueuedJob] | None = None) -> Study:
+def read_study(grid: Grid, folder: GridDirectory, queue: Mapping[str, QueuedJob] | None = None) -> StudyState:
     """The state of the grid's study in `folder`.
 
     Args:
@@ -150,7 +150,7 @@ def read_study(grid: Grid, folder: GridDirectory, queue: Mapping[str, QueuedJob]
     page = folder.report_page if folder.report_page.is_file() else None
     newer = _count_newer([path for one in found for path in one.results], page)
     evaluations = [one.evaluations for one in found]
-    return Study(
+    return StudyState(
         grid=grid.name,
         path=folder.path,
         runs=tuple(one.status for one in found),

@@ -21,7 +21,7 @@ from rich.text import Text
 from launchers.local import Failure, LocalExecutor, Observer, Process
 from launchers.plan import GridDirectory
 from launchers.queued import QueuedJob
-from launchers.states import RunStatus, Study, read_study
+from launchers.states import RunStatus, StudyState, read_study
 from launchers.tried import NOTES
 from recipes.grid import Grid
 from recipes.settings import format_count
@@ -101,7 +101,7 @@ class StatusPage:
     """What `--status` prints: a table of the runs, as wide as there is room for, and below it a line for each that does
     not simply go on."""
 
-    study: Study
+    study: StudyState
     height: int | None = None
     """Lines that there are; runs with nothing to tell share one where all do not fit. None for no limit."""
 
@@ -146,7 +146,7 @@ def status_value(grid: Grid, folder: GridDirectory, queue: Mapping[str, QueuedJo
     }
 
 
-def _runs_table(study: Study, room: int | None, width: int) -> Table:
+def _runs_table(study: StudyState, room: int | None, width: int) -> Table:
     hidden = _hidden(study.runs, room)
     rows = [_cells(run) for run in study.runs if run.state not in hidden]
     counts = Counter(run.state for run in study.runs)
@@ -198,7 +198,7 @@ def _cells(run: RunStatus) -> dict[str, str]:
     }
 
 
-def _lines(study: Study) -> Iterator[Text]:
+def _lines(study: StudyState) -> Iterator[Text]:
     """What stands below the table."""
     for run in study.runs:
         if run.state == "failed":
@@ -232,7 +232,7 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-def _evaluations(study: Study) -> str:
+def _evaluations(study: StudyState) -> str:
     it = study.evaluations
     parts = [f"{it.evaluated} of {it.planned} done"]
     parts += [f"{count} {name}" for count, name in ((it.running, "running"), (it.queued, "queued")) if count]
@@ -240,7 +240,7 @@ def _evaluations(study: Study) -> str:
     return f"evaluations: {', '.join(parts)}"
 
 
-def _facts(study: Study) -> Iterator[str]:
+def _facts(study: StudyState) -> Iterator[str]:
     yield f"tokenizer {'done' if study.tokenizer_done else 'not yet'}"
     yield f"data {'done' if study.data_done else 'not yet'}"
     newer = study.results_since_report

@@ -75,7 +75,7 @@ _FIELDS = {item.name: str(item.type) for item in dataclasses.fields(Cluster)}
 
 LIKE, SLURM = "like", "slurm"
 """Keys beside the numbers: another cluster file whose numbers this one takes where it gives none of its own, and what
-the launcher needs to know of the cluster's Slurm (`launchers.site`)."""
+the launcher needs to know of the cluster's Slurm (`launchers.slurm.site`)."""
 
 
 def load_cluster(path: str | Path) -> Cluster:

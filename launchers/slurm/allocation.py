@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launchers.site import SlurmCluster, seconds_of
+from launchers.slurm.site import SlurmCluster, seconds_of
 from recipes import layout
 from recipes.grid import Run
 from recipes.planner import Planner

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launchers import nodes
 from launchers.queued import QueuedJob
+from launchers.slurm import nodes
 from tokenizer.cli import UserError
 
 PATIENCE_SECONDS = 300.0
@@ -121,7 +121,7 @@ def down(names: Sequence[str]) -> list[str]:
 
 
 def excludable(logs: Path, patience: float = 0.0) -> list[str]:
-    """The nodes that a study's jobs should not be given (`launchers.nodes`)."""
+    """The nodes that a study's jobs should not be given (`launchers.slurm.nodes`)."""
     if not nodes.has_failures(logs):
         return []
     known = call("sinfo", "--noheader", "--Node", "-o", "%N", patience=patience).split()

@@ -17,16 +17,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from launchers import slurm
-from launchers.allocation import Allocation, allocate, days_if_empty
 from launchers.checks import check_disk, check_inputs
 from launchers.directory import locked, write_grid, write_sources
 from launchers.plan import GridDirectory
-from launchers.reconcile import Reconciler, cancel
-from launchers.sbatch import check_mounts, train_script, write_scripts
-from launchers.site import SlurmCluster, existing_image, load_slurm_cluster, seconds_of
+from launchers.slurm import commands
+from launchers.slurm.allocation import Allocation, allocate, days_if_empty
+from launchers.slurm.reconcile import Reconciler, cancel
+from launchers.slurm.sbatch import check_mounts, train_script, write_scripts
+from launchers.slurm.site import SlurmCluster, existing_image, load_slurm_cluster, seconds_of
+from launchers.slurm.study import Launch, Study, check_names, is_on_slurm, listed_checkpoints
 from launchers.status import format_duration
-from launchers.study import Launch, Study, check_names, is_on_slurm, listed_checkpoints
 from recipes.grid import Grid, Run
 from recipes.planner import DAYS
 from tokenizer.cli import UserError
@@ -173,7 +173,7 @@ def _check_environment(cluster: SlurmCluster) -> None:
     """UserError where it can be seen from here that the programs of the jobs will not start."""
     environment = cluster.site.environment
     image = existing_image(environment)
-    if environment.kind == "pyxis" and "--container-image" not in slurm.call("srun", "--help"):
+    if environment.kind == "pyxis" and "--container-image" not in commands.call("srun", "--help"):
         raise UserError(f"{cluster.path}: environment.kind is pyxis, but srun here has no --container-image")
     if environment.kind == "plain" and environment.python:
         _check_starts([environment.python, "-c", ""], cluster)
@@ -204,7 +204,7 @@ def _refusal(study: Study) -> UserError | None:
 def _check_slurm(study: Study) -> None:
     """UserError where Slurm would refuse a job: partition, account, time limit, nodes that it does not have."""
     _check_partitions(study)
-    most = int(slurm.config().get("MaxArraySize", "1001"))
+    most = int(commands.config().get("MaxArraySize", "1001"))
     if (count := len(listed_checkpoints(study.checkpoints_file))) > most:
         raise UserError(
             f"{count} checkpoints are more than an array may have here (MaxArraySize {most}); lower num_checkpoints"
@@ -212,13 +212,13 @@ def _check_slurm(study: Study) -> None:
     scripts = {item.nodes: train_script(study, item.run) for item in study.launch.allocations.values()}
     others = [study.directory / f"{name}.sbatch" for name in ("prepare", "evaluate", "report", "keeper")]
     for script in (*scripts.values(), *others):
-        if refused := slurm.refusal(script):
+        if refused := commands.refusal(script):
             raise UserError(f"Slurm refuses {script.name}: {refused}; see the cluster file")
 
 
 def _check_partitions(study: Study) -> None:
     """UserError for a partition that there is not, or one that ends jobs sooner: Slurm lets such jobs wait for ever."""
-    site, known = study.cluster.site, slurm.partitions()
+    site, known = study.cluster.site, commands.partitions()
     default = next((name for name, fields in known.items() if fields.get("Default") == "YES"), "")
     for key, part in (("partition", site), ("preparation", site.preparation), ("evaluation", site.evaluation)):
         name = part.partition or site.partition or default
@@ -289,7 +289,7 @@ def _sentences(request: Request, study: Study, chosen: Sequence[Allocation]) -> 
 
 def _partition_nodes(name: str | None) -> int:
     try:
-        known = slurm.partitions()
+        known = commands.partitions()
     except UserError:
         return 0
     chosen = known.get(name or "") or next((p for p in known.values() if p.get("Default") == "YES"), {})

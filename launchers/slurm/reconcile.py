@@ -11,14 +11,14 @@ from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from launchers import slurm
 from launchers.logs import last_error
 from launchers.plan import Step
 from launchers.records import MOST_FRUITLESS, Event, Record
-from launchers.sbatch import EVALUATION_TRIES, train_script
-from launchers.segment import KEEPER
-from launchers.slurm import Job
-from launchers.study import Study, listed_checkpoints
+from launchers.slurm import commands
+from launchers.slurm.commands import Job
+from launchers.slurm.sbatch import EVALUATION_TRIES, train_script
+from launchers.slurm.segment import KEEPER
+from launchers.slurm.study import Study, listed_checkpoints
 from tokenizer.cli import UserError
 
 
@@ -39,7 +39,7 @@ class Reconciler:
         """What Slurm did not take, in words."""
         self._asked = asked
         self._patience = patience
-        self._jobs = slurm.jobs(study.kinds, patience)
+        self._jobs = commands.jobs(study.kinds, patience)
 
     @cached_property
     def queue(self) -> dict[str, Job]:
@@ -94,7 +94,7 @@ class Reconciler:
     def _drop_blocked(self) -> None:
         """Cancel jobs that wait for one that has failed; they are submitted again when there is another to wait for."""
         blocked = [job for job in self._jobs if job.is_live and job.reason == "DependencyNeverSatisfied"]
-        slurm.cancel([job.job for job in blocked])
+        commands.cancel([job.job for job in blocked])
         self._jobs = [job for job in self._jobs if job not in blocked]
         self.__dict__.pop("queue", None)
 
@@ -102,7 +102,7 @@ class Reconciler:
         """Let jobs go that Slurm holds because a node could not start them; what a person holds stays held."""
         for job in self._jobs:
             if job.is_held_by_failure:
-                slurm.release(job.job)
+                commands.release(job.job)
                 self.submitted.append(f"{job.name}: job {job.job} was held because its launch had failed; released")
 
     # The kinds of jobs.
@@ -223,7 +223,7 @@ class Reconciler:
         """Submit the job of `steps` (with `members`, of an array's) and note it; its number. The keeper notes what
         Slurm refuses and goes on (None); a person is told (UserError)."""
         try:
-            job = slurm.submit_avoiding(self._bad_nodes, script, *options, patience=self._patience)
+            job = commands.submit_avoiding(self._bad_nodes, script, *options, patience=self._patience)
         except UserError as error:
             if self._asked:
                 raise
@@ -238,7 +238,7 @@ class Reconciler:
 
     @cached_property
     def _bad_nodes(self) -> list[str]:
-        return slurm.excludable(self.study.folder.logs, self._patience)
+        return commands.excludable(self.study.folder.logs, self._patience)
 
 
 def cancel(study: Study, steps: Callable[[Step], bool] = lambda step: True) -> list[str]:
@@ -252,7 +252,7 @@ def cancel(study: Study, steps: Callable[[Step], bool] = lambda step: True) -> l
     names = [step.name for step in study.plan if steps(step)]
     whole = len(names) == len(study.plan)
     ids = {job.job for name, job in reconciler.queue.items() if name in names or whole}
-    slurm.cancel(sorted(ids))
+    commands.cancel(sorted(ids))
     return sorted(ids)
 
 

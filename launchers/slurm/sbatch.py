@@ -11,11 +11,11 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from launchers.allocation import Allocation
 from launchers.plan import REPOSITORY
-from launchers.segment import KEEPER, KEEPER_FILE
-from launchers.site import Evaluation, Preparation, SlurmCluster
-from launchers.study import PREPARATION, Study
+from launchers.slurm.allocation import Allocation
+from launchers.slurm.segment import KEEPER, KEEPER_FILE
+from launchers.slurm.site import Evaluation, Preparation, SlurmCluster
+from launchers.slurm.study import PREPARATION, Study
 from tokenizer import files
 from tokenizer.cli import UserError
 
@@ -122,7 +122,7 @@ def evaluate_text(study: Study) -> str:
     step = next(step for step in study.plan if step.phase == "evaluate")
     logs = shlex.quote(str(study.folder.logs))
     segment = (
-        f"{_shell([*_launcher(), '-m', 'launchers.segment', '--slurm', str(study.directory)])} "
+        f"{_shell([*_launcher(), '-m', 'launchers.slurm.segment', '--slurm', str(study.directory)])} "
         f'--step "evaluate $run step $step" --log "$log" --done "$result" --tries {EVALUATION_TRIES} --'
     )
     command = _shell([*_srun(study, 1, wanted.cpus), *_program(study, gpu=wanted.gpus > 0), *step.command[1:]])
@@ -180,7 +180,8 @@ def keeper_text(study: Study) -> str:
         [
             f"next=$(sbatch --parsable --begin=now+{site.keeper_seconds} {shlex.quote(str(keeper))}) || next=",
             *_setting(study, {}),
-            f'exec {_shell([*_launcher(), "-m", "launchers.keeper", str(study.folder.path)])} --next "${{next%%;*}}"',
+            f"exec {_shell([*_launcher(), '-m', 'launchers.slurm.keeper', str(study.folder.path)])} \\\n"
+            '    --next "${next%%;*}"',
         ],
     )
 
@@ -253,7 +254,7 @@ def _launcher() -> list[str]:
 
 
 def _segment(study: Study, step: str, log: Path) -> list[str]:
-    words = [*_launcher(), "-m", "launchers.segment", "--slurm", str(study.directory)]
+    words = [*_launcher(), "-m", "launchers.slurm.segment", "--slurm", str(study.directory)]
     return [*words, "--step", step, "--log", str(log)]
 
 

@@ -11,7 +11,7 @@ The step's command is all that follows the `--` (usually `srun ...`). Exit codes
 A preempted job, or one whose node died, is put back into the queue by Slurm itself. The job scripts that the launcher
 writes call it so:
 
-    python -m launchers.segment --slurm runs/paper/slurm --step "train 6B-3T" --done FILE -- srun ...
+    python -m launchers.slurm.segment --slurm runs/paper/slurm --step "train 6B-3T" --done FILE -- srun ...
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launchers import nodes, slurm
 from launchers.logs import first_lost_nodes, last_error
 from launchers.records import MOST_FRUITLESS, Record
+from launchers.slurm import commands, nodes
 from recipes.checkpoint import newest_saved_step
 from tokenizer import cli
 from tokenizer.cli import EXIT_USER_ERROR, UserError
@@ -110,7 +110,7 @@ class Segment:
         if self.done():
             print(f"{self.step} is done")
             return 0
-        here = slurm.hostnames(os.environ.get("SLURM_JOB_NODELIST", ""))
+        here = commands.hostnames(os.environ.get("SLURM_JOB_NODELIST", ""))
         self._note_lost_nodes()
         if self._is_moved_away(here):
             return 0
@@ -146,11 +146,11 @@ class Segment:
             self.record.add("gave up", job=job_name(), code=code, reason=reason)
             return code
         if lost := first_lost_nodes(self.log, start):
-            nodes.note_failure(self.logs, slurm.hostnames(lost), job_name(), reason)
+            nodes.note_failure(self.logs, commands.hostnames(lost), job_name(), reason)
         if self._is_given_up(progress, reason):
             return code or 1
         print(f"# {time.strftime('%Y-%m-%d %H:%M:%S')} {self.step}: back into the queue ({reason})", flush=True)
-        slurm.requeue(requeue_name())
+        commands.requeue(requeue_name())
         # Slurm ends this job in a moment; to return would be to end it before that.
         time.sleep(REQUEUE_SECONDS)
         return code or 1
@@ -169,16 +169,16 @@ class Segment:
         """Where the last start has no end, its job died with a node: note which of its nodes are down."""
         last = self.record.history().last
         if last is not None and last.event == "started" and last.job != job_name():
-            nodes.note_failure(self.logs, slurm.down(last.nodes), last.job, "down after the job had died")
+            nodes.note_failure(self.logs, commands.down(last.nodes), last.job, "down after the job had died")
 
     def _is_moved_away(self, here: Sequence[str]) -> bool:
         """Whether the job was submitted again elsewhere, because of nodes that have failed before."""
-        bad = slurm.excludable(self.logs, slurm.PATIENCE_SECONDS)
+        bad = commands.excludable(self.logs, commands.PATIENCE_SECONDS)
         if self.script is None or not set(bad) & set(here):
             return False
         try:
             without = f"--exclude={','.join(bad)}"
-            job = slurm.submit(self.script, without, "--dependency=singleton", patience=slurm.PATIENCE_SECONDS)
+            job = commands.submit(self.script, without, "--dependency=singleton", patience=commands.PATIENCE_SECONDS)
         except UserError:
             # There are too few others.
             return False
@@ -228,18 +228,18 @@ def requeue_name() -> str:
 def ensure_keeper(directory: Path, name: str) -> None:
     """Submit the keeper unless it is in the queue, and let it go if Slurm holds it: whatever happened to it, the other
     jobs bring it back."""
-    live = [job for job in slurm.jobs([name], patience=slurm.PATIENCE_SECONDS) if job.is_live]
+    live = [job for job in commands.jobs([name], patience=commands.PATIENCE_SECONDS) if job.is_live]
     if not live:
-        slurm.submit(directory / KEEPER, patience=slurm.PATIENCE_SECONDS)
+        commands.submit(directory / KEEPER, patience=commands.PATIENCE_SECONDS)
     for job in live:
         if job.is_held_by_failure:
-            slurm.release(job.job)
+            commands.release(job.job)
 
 
 def _planned(directory: Path, step: str) -> Callable[[], bool]:
     # Here, for the jobs that are many start much faster without a grid and its plan.
     from launchers.plan import GridDirectory
-    from launchers.study import Study
+    from launchers.slurm.study import Study
 
     return Study.read(GridDirectory(directory.parent)).plan.by_name[step].done
 
@@ -248,7 +248,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Carry out one segment."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
-        prog="python -m launchers.segment", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m launchers.slurm.segment",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--slurm", type=Path, required=True, metavar="DIR", help="the study's slurm directory")
     parser.add_argument("--step", required=True, help="name of the step, as 'train 6B-3T'")

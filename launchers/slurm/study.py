@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from launchers.allocation import Allocation
 from launchers.plan import GridDirectory, Plan, Step, build_plan, read_json
-from launchers.site import SlurmCluster, load_slurm_cluster
+from launchers.slurm.allocation import Allocation
+from launchers.slurm.site import SlurmCluster, load_slurm_cluster
 from recipes.grid import Grid, Run, load_grid
 from tokenizer import files
 from tokenizer.cli import UserError

@@ -8,12 +8,12 @@ import subprocess
 
 import pytest
 
-from launchers import nodes
-from launchers.allocation import Allocation, days_if_empty
 from launchers.grid import main
-from launchers.reconcile import ranges
 from launchers.records import Record
-from launchers.site import load_slurm_cluster, seconds_of
+from launchers.slurm import nodes
+from launchers.slurm.allocation import Allocation, days_if_empty
+from launchers.slurm.reconcile import ranges
+from launchers.slurm.site import load_slurm_cluster, seconds_of
 from recipes.cluster import CLUSTERS, load_cluster
 from tokenizer.cli import UserError
 
