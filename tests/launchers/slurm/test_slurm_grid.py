@@ -63,7 +63,7 @@ def kill_rank(slurm, study, run):
 
 def kill_script(slurm, study, run):
     """kill -9 of the job's own program, and so of the batch script."""
-    (pid,) = [pid for pid in slurm.job_processes("launchers.segment") if f"train {run}" in command_of(pid)]
+    (pid,) = [pid for pid in slurm.job_processes("launchers.slurm.segment") if f"train {run}" in command_of(pid)]
     os.kill(pid, signal.SIGKILL)
 
 
@@ -218,6 +218,7 @@ def test_slurmctld_is_killed(slurm, study):
 # What does not end by itself.
 
 
+@pytest.mark.slow
 def test_a_crash_loop_is_given_up_with_its_reason(slurm, tmp_path):
     study = PlayedStudy(slurm, tmp_path / "study", runs_named("crashing", "sound"))
     study.behave(crashing=["crashing"], training_seconds=0.5)
@@ -236,6 +237,7 @@ def test_a_crash_loop_is_given_up_with_its_reason(slurm, tmp_path):
     study.check()
 
 
+@pytest.mark.slow
 def test_a_mistake_is_given_up_and_a_rerun_tries_again(slurm, tmp_path):
     study = PlayedStudy(slurm, tmp_path / "study", runs_named("wrong"))
     study.behave(refusals={"wrong": "the loss is nan; skip_steps=[3]"})
@@ -251,6 +253,7 @@ def test_a_mistake_is_given_up_and_a_rerun_tries_again(slurm, tmp_path):
     study.check()
 
 
+@pytest.mark.slow
 def test_a_node_that_failed_twice_is_left_out(slurm, tmp_path):
     study = PlayedStudy(slurm, tmp_path / "study", runs_named("moving"))
     study.behave(bad_nodes=["node1"])
@@ -279,6 +282,7 @@ def test_a_rerun_submits_nothing_twice(study):
     study.check()
 
 
+@pytest.mark.slow
 def test_cancel_and_resume(study):
     study.behave(held={"small-20480": 7, "small-40960": 7})
     study.launch()
@@ -298,6 +302,7 @@ def test_cancel_and_resume(study):
     study.check()
 
 
+@pytest.mark.slow
 def test_some_runs_first_then_all(study):
     study.launch("--runs", "*-20480")
     study.slurm.wait(lambda: not study.jobs(), PATIENCE, study.describe)
@@ -315,6 +320,7 @@ def test_a_dry_run_submits_nothing(study):
     assert "small-40960" in printed and not study.jobs()
 
 
+@pytest.mark.slow
 def test_held_after_a_failed_launch(slurm, study):
     """What Slurm holds because it could not start it is let go; what a person holds is not."""
     study.behave(held={"small-20480": 7})
@@ -331,6 +337,7 @@ def test_held_after_a_failed_launch(slurm, study):
     study.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["small-20480", "keeper"])
 def test_a_node_that_cannot_start_a_job(slurm, study, what):
     """Slurm drains it and holds the job, be it the keeper; it is let go, and runs elsewhere."""
@@ -395,6 +402,7 @@ def test_a_path_that_slurm_misreads_is_refused(slurm, tmp_path):
     assert not slurm.queue()
 
 
+@pytest.mark.slow
 def test_a_variable_reaches_the_job_as_it_stands(slurm, study):
     value = """'; touch "$HOME" `id` \\ %j"""
     study.set_cluster(variables={"ODD": value})
@@ -428,8 +436,8 @@ def test_the_paper_grid_with_a_fifth_of_its_jobs_killed(slurm, tmp_path, reposit
     killed = []
 
     def is_done_although_scripts_are_killed() -> bool:
-        """Every other second the program of a job, whichever it is, is killed as well."""
-        if time.monotonic() - started > 2 * len(killed) + 10:
+        """Every other second the program of a job, whichever it is, is killed as well, once there are many."""
+        if time.monotonic() - started > 2 * len(killed) and study.events("trained"):
             programs = [pid for pid in slurm.job_processes("-m launchers.") if len(killed) < 60]
             for pid in random.sample(programs, min(1, len(programs))):
                 killed.append(command_of(pid))

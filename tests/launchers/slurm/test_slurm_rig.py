@@ -77,6 +77,7 @@ def test_nothing_is_left_of_a_cluster(cluster):
         return [line for line in listed.splitlines() if root in line or "sleep 101" in line]
 
     cluster.wait(lambda: not left(), 30, left)
+    shutil.rmtree(root)
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in HERE.glob("*.sh")))
