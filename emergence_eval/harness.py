@@ -63,9 +63,9 @@ def load_model(
     if device == "cpu":
         keep_freed_memory()
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        directory, dtype=getattr(torch, dtype), local_files_only=True
+        directory, dtype=getattr(torch, dtype), local_files_only=True, trust_remote_code=False
     )
-    tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     made = PrefixLM if backend == "ours" else HarnessLM
     return made(
         encodings,
@@ -87,11 +87,12 @@ def _vllm(directory: Path, dtype: str, batch_size: int, processes: Processes | N
         raise UserError("--backend vllm shares out its work itself; start it without torchrun")
     from lm_eval.models.vllm_causallms import VLLM
 
-    length = transformers.AutoConfig.from_pretrained(directory, local_files_only=True).max_position_embeddings
+    config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     return VLLM(
         pretrained=str(directory),
         dtype=dtype,
         batch_size=batch_size,
-        max_model_len=length,
+        max_model_len=config.get_text_config().max_position_embeddings,
         enable_prefix_caching=True,
+        trust_remote_code=False,
     )

@@ -31,6 +31,10 @@ SCORES = 2**26
 """Attention scores that are held at a time where there is no kernel that avoids holding them."""
 
 
+KERNEL_ON = ("cpu",)
+"""Devices with a kernel that takes any mask and also returns the exponential sums."""
+
+
 class Reading(Protocol):
     """What the tokens of a pass see."""
 
@@ -104,7 +108,7 @@ def _part(
     causal: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention [batch, heads, queries, size] and the logarithm of its exponential sum [batch, heads, queries]."""
-    if query.device.type == "cpu":
+    if query.device.type in KERNEL_ON:
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, causal, attn_mask=mask, scale=scale
         )
@@ -113,7 +117,7 @@ def _part(
     outputs, sums = [], []
     for start in range(0, queries, step):
         rows = slice(start, start + step)
-        scores = (query[:, :, rows] @ key.transpose(-1, -2)).float() * scale
+        scores = _product(query[:, :, rows], key.transpose(-1, -2)) * scale
         if causal:
             place = torch.arange(start, start + scores.shape[2], device=key.device)
             scores.masked_fill_(torch.arange(key.shape[2], device=key.device) > place[:, None], -torch.inf)
@@ -122,6 +126,18 @@ def _part(
         sums.append(scores.logsumexp(-1))
         outputs.append((scores - sums[-1][..., None]).exp_().to(value.dtype) @ value)
     return torch.cat(outputs, 2), torch.cat(sums, 2)
+
+
+def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The product in fp32. TF32 holds all digits of bf16 and fp16, so that a GPU's fast units lose none of them."""
+    if a.dtype == torch.float32:
+        return a @ b
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        return a.float() @ b.float()
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _merged(a: tuple[torch.Tensor, torch.Tensor], b: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

@@ -17,7 +17,7 @@ import transformers
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from emergence_eval import definitions, harness
+from emergence_eval import definitions, harness, shared_attention
 from emergence_eval.prefix import Limits, plan_prompts
 from emergence_eval.scoring import Encodings, PrefixLM
 from emergence_eval.sharding import Processes
@@ -203,6 +203,26 @@ def test_a_model_with_another_attention_is_scored_by_the_harness(tiny_hf):
     asked = instances("loglikelihood", choices())
     asked = [it for it in asked if len(model.tok_encode(it.args[1])) < LENGTH]
     same(model.loglikelihood(asked), theirs(model).loglikelihood(asked, disable_tqdm=True))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention_without_a_kernel_of_its_own(tiny_hf, dtype, monkeypatch):
+    """What runs on a GPU, in small pieces."""
+    questions = instances("generate_until", open_questions())
+    asked = instances("loglikelihood", choices())
+    with_kernel = load(tiny_hf, dtype=dtype)
+    expected = with_kernel.loglikelihood(asked)
+    texts = with_kernel.generate_until(copy.deepcopy(questions))
+    monkeypatch.setattr(shared_attention, "KERNEL_ON", ())
+    monkeypatch.setattr(shared_attention, "SCORES", 5000)
+    model = load(tiny_hf, dtype=dtype)
+    assert model.shares
+    found = model.loglikelihood(asked)
+    if dtype == "float32":
+        same(found, expected)
+        assert model.generate_until(questions) == texts
+    else:
+        assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], rel=1e-2)
 
 
 def test_bf16(tiny_hf):
