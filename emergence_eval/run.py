@@ -84,6 +84,8 @@ class Job:
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate checkpoints from the command line."""
     arguments = options.read(argv, __doc__)
+    # Read when the libraries are imported.
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
     processes = sharding.start()
     try:
         return _evaluate(arguments, processes)
@@ -177,8 +179,6 @@ def evaluate_all(
         with _bar(job.processes) as bar:
             evaluate_all(batches, job, bar, bar.add_task("evaluating", total=0, rate=""))
         return
-    # Read when the libraries are imported.
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
     from emergence_eval import harness
 
     harness.silence()

@@ -7,6 +7,7 @@ Only small Python objects pass between the processes, through gloo, so that this
 
 from __future__ import annotations
 
+import datetime
 import os
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -64,7 +65,8 @@ def start() -> Processes:
     import torch.distributed as dist
 
     if not dist.is_initialized():
-        dist.init_process_group("gloo")
+        # Others wait while the first converts, or watches a run; if one dies, torchrun ends them all.
+        dist.init_process_group("gloo", timeout=datetime.timedelta(days=30))
     return Processes(dist.get_rank(), count, int(os.environ.get("LOCAL_RANK", "0")))
 
 
