@@ -213,7 +213,7 @@ def test_memory_does_not_grow_with_the_model(larger, tmp_path):
 
 
 def test_an_interrupted_conversion_leaves_nothing_half(tiny_hf, tmp_path):
-    nemo = convert.hf_to_nemo(tiny_hf, tmp_path / "nemo")
+    nemo = convert.hf_to_nemo(tiny_hf, tmp_path / "step_10")
 
     def interrupt(done: int, total: int) -> None:
         if done > total / 2:
