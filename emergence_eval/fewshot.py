@@ -167,11 +167,13 @@ class FittedTask(ConfigurableTask):
         return requests
 
     def reference(self, doc: dict) -> str:
-        """The text that is right for an open question, as it would follow the prompt: the first accepted answer, or
-        the column that the YAML's metadata name as `reference`."""
+        """The text that is right for an open question, as it would follow the prompt: the first accepted answer with
+        a letter or digit (TriviaQA accepts an emoji), or the column that the YAML's metadata name as `reference`."""
         column = (self.config.metadata or {}).get("reference")
         target = doc[column] if column else self.doc_to_target(doc)
-        return self.config.target_delimiter + (target[0] if isinstance(target, list) else target)
+        if isinstance(target, list):
+            target = next((text for text in target if any(map(str.isalnum, text))), target[0])
+        return self.config.target_delimiter + target
 
     def chance(self, doc: dict) -> float:
         """The chance level of a row: one over its options, 0 for an open question."""

@@ -35,15 +35,17 @@ class Score:
     """NaN where it is not known (the size of the vocabulary is not)."""
 
 
-def probabilities(loglikelihoods: Sequence[float]) -> np.ndarray:
+def probabilities(loglikelihoods: Sequence[float]) -> list[float]:
     """The probabilities of the options, renormalised over the options (Du et al. 2024, App. C); uniform if the
-    model excludes every one of them."""
-    values = np.asarray(loglikelihoods, dtype=float)
-    highest = values.max()
-    if not np.isfinite(highest):
-        return np.full(len(values), 1 / len(values))
-    weights = np.exp(values - highest)
-    return weights / weights.sum()
+    model excludes every one of them, NaN if one of them is."""
+    if any(map(math.isnan, loglikelihoods)):
+        return [math.nan] * len(loglikelihoods)
+    highest = max(loglikelihoods)
+    if highest == -math.inf:
+        return [1 / len(loglikelihoods)] * len(loglikelihoods)
+    weights = [math.exp(value - highest) for value in loglikelihoods]
+    total = math.fsum(weights)
+    return [weight / total for weight in weights]
 
 
 def choice_scores(
@@ -71,28 +73,37 @@ def choice_scores(
         the same with `_wrong`: mean over the wrong options.
     """
     options = len(loglikelihoods)
-    values = np.asarray(loglikelihoods, dtype=float)
-    lengths = np.maximum(np.asarray(characters, dtype=float), 1)
-    counts = np.maximum(np.asarray(tokens, dtype=float), 1)
-    given = probabilities(values)
-    right = np.arange(options) == gold
+    lengths = [max(length, 1) for length in characters]
+    counts = [max(count, 1) for count in tokens]
+    given = probabilities(loglikelihoods)
     uniform = 1 / options
-    scores = {
-        "acc": Score(float(values.argmax() == gold), uniform),
-        "acc_norm": Score(float((values / lengths).argmax() == gold), uniform),
-        "correct_choice_prob": Score(float(given[gold]), uniform),
-        "brier": Score(float(((given - right) ** 2).sum()), 1 - uniform),
-    }
+    per_character = [value / length for value, length in zip(loglikelihoods, lengths, strict=True)]
+    per_token = [value / count for value, count in zip(loglikelihoods, counts, strict=True)]
+    brier = math.fsum((probability - (i == gold)) ** 2 for i, probability in enumerate(given))
     of_one_token = -math.log(vocabulary) if vocabulary else math.nan
-    for name, divisor, chance in (
-        ("loglikelihood_per_token", counts, np.full(options, of_one_token)),
-        ("loglikelihood_per_character", lengths, of_one_token * counts / lengths),
+    scores = {
+        "acc": Score(float(_first_of_highest(loglikelihoods) == gold), uniform),
+        "acc_norm": Score(float(_first_of_highest(per_character) == gold), uniform),
+        "correct_choice_prob": Score(given[gold], uniform),
+        "brier": Score(brier, 1 - uniform),
+    }
+    chances = [of_one_token * count / length for count, length in zip(counts, lengths, strict=True)]
+    for name, values, chance in (
+        ("loglikelihood_per_token", per_token, [of_one_token] * options),
+        ("loglikelihood_per_character", per_character, chances),
     ):
-        scores[name] = Score(float(values[gold] / divisor[gold]), float(chance[gold]))
+        scores[name] = Score(values[gold], chance[gold])
         if options > 1:
-            wrong = values[~right] / divisor[~right]
-            scores[f"{name}_wrong"] = Score(float(wrong.mean()), float(chance[~right].mean()))
+            scores[f"{name}_wrong"] = Score(_mean_without(values, gold), _mean_without(chance, gold))
     return scores
+
+
+def _first_of_highest(values: Sequence[float]) -> int:
+    return max(range(len(values)), key=values.__getitem__)
+
+
+def _mean_without(values: Sequence[float], left_out: int) -> float:
+    return math.fsum(value for i, value in enumerate(values) if i != left_out) / (len(values) - 1)
 
 
 def reference_score(loglikelihood: float, tokens: int, vocabulary: int | None = None) -> Score:
@@ -127,8 +138,8 @@ def calibration(rows: Sequence[Sequence[float]], gold: Sequence[int]) -> tuple[f
         gold: index of each row's right option.
     """
     given = [probabilities(row) for row in rows]
-    confidences = np.array([p.max() for p in given])
-    correct = np.array([float(p.argmax() == right) for p, right in zip(given, gold, strict=True)])
+    confidences = np.array([max(p) for p in given])
+    correct = np.array([float(_first_of_highest(p) == right) for p, right in zip(given, gold, strict=True)])
     value = expected_calibration_error(confidences, correct)
     if len(given) < 2:
         return value, None

@@ -122,6 +122,8 @@ class Environment:
     dtype: str
     date: str
     """UTC, ISO 8601."""
+    backend: str = "ours"
+    """What scored: ours, hf (the harness's own model) or vllm."""
 
 
 @dataclass(frozen=True)

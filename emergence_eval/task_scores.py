@@ -6,10 +6,11 @@ import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
@@ -18,9 +19,6 @@ from emergence_eval.fewshot import FittedTask, Window
 from emergence_eval.metrics import LOWER_IS_BETTER, Score, calibration, choice_scores, reference_score
 from emergence_eval.readers.files import LETTERS
 from emergence_eval.results import Metric, RowScore, TaskResult, mean_with_error
-
-if TYPE_CHECKING:
-    from emergence_eval.harness import CachedHFLM
 
 SAMPLE_SEED = "emergence"
 """Seeds the choice of rows under a row limit."""
@@ -46,7 +44,7 @@ def sample_rows(name: str, available: int, limit: int | None) -> list[int]:
 
 
 def evaluate_task(
-    model: CachedHFLM, task: FittedTask, definition: TaskDefinition, task_hash: str, key: str, limit: int | None
+    model: TemplateLM, task: FittedTask, definition: TaskDefinition, task_hash: str, key: str, limit: int | None
 ) -> tuple[TaskResult, list[RowScore]]:
     """Evaluate one task.
 
@@ -76,6 +74,8 @@ def evaluate_task(
     metrics = {name: _metric([score[name] for score in scores], name) for name in _names(definition, scores)}
     if not is_open:
         metrics["ece"] = _calibration(samples)
+    # A model that has diverged, or an option that underflows, gives no number for some of them; rows tell which.
+    metrics = {name: metric for name, metric in metrics.items() if metric is not None}
     result = TaskResult(
         language=definition.language,
         kind=definition.kind,
@@ -93,7 +93,7 @@ def evaluate_task(
     return result, rows
 
 
-def vocabulary_of(model: Any) -> int | None:
+def vocabulary_of(model: TemplateLM) -> int | None:
     """Entries of a language model's tokenizer, or None if it does not tell."""
     tokenizer = getattr(model, "tokenizer", None)
     return len(tokenizer) if hasattr(tokenizer, "__len__") else None
@@ -108,7 +108,7 @@ def _num_tokens(task: FittedTask, pair: Sequence[str]) -> int:
     return min(len(task.window.encode_pair(*pair)[1]), task.window.max_length)
 
 
-def _choice_scores(model: CachedHFLM, task: FittedTask, samples: Sequence[Sample]) -> list[dict[str, Score]]:
+def _choice_scores(model: TemplateLM, task: FittedTask, samples: Sequence[Sample]) -> list[dict[str, Score]]:
     delimiter = task.config.target_delimiter
     vocabulary = vocabulary_of(model)
     return [
@@ -123,7 +123,7 @@ def _choice_scores(model: CachedHFLM, task: FittedTask, samples: Sequence[Sample
     ]
 
 
-def _open_scores(model: CachedHFLM, task: FittedTask, samples: Sequence[Sample]) -> list[dict[str, Score]]:
+def _open_scores(model: TemplateLM, task: FittedTask, samples: Sequence[Sample]) -> list[dict[str, Score]]:
     """The harness's scores of the generated answers, and the log-likelihood of the reference answer behind the same
     prompt: one request a row more."""
     pairs = [(sample["arguments"][0][0], task.reference(sample["doc"])) for sample in samples]
@@ -146,14 +146,20 @@ def _names(definition: TaskDefinition, scores: Sequence[dict[str, Score]]) -> li
     return list(dict.fromkeys([definition.metric, *scores[0]]))
 
 
-def _metric(scores: Sequence[Score], name: str) -> Metric:
-    value, stderr = mean_with_error([score.value for score in scores])
+def _metric(scores: Sequence[Score], name: str) -> Metric | None:
+    values = [score.value for score in scores]
+    if not all(map(math.isfinite, values)):
+        return None
+    value, stderr = mean_with_error(values)
     chance = math.fsum(score.chance for score in scores) / len(scores)
     return Metric(value, stderr, name not in LOWER_IS_BETTER, None if math.isnan(chance) else chance, len(scores))
 
 
-def _calibration(samples: Sequence[Sample]) -> Metric:
-    value, stderr = calibration([_likelihoods(s) for s in samples], [s["doc"]["gold"] for s in samples])
+def _calibration(samples: Sequence[Sample]) -> Metric | None:
+    likelihoods = [_likelihoods(sample) for sample in samples]
+    if any(math.isnan(value) for row in likelihoods for value in row):
+        return None
+    value, stderr = calibration(likelihoods, [sample["doc"]["gold"] for sample in samples])
     return Metric(value, stderr, higher_is_better=False, chance=0.0, rows=len(samples))
 
 

@@ -124,6 +124,7 @@ def test_wrong_content_is_named(path, edit, message):
 
 def test_files_without_chance_and_rows_of_each_metric_are_read(path):
     change(path, lambda c: [c["tasks"]["cluewsc"]["metrics"]["acc"].pop(name) for name in ("chance", "rows")])
+    change(path, lambda c: c["environment"].pop("backend"))
     assert read_result(path) == RESULT
 
 

@@ -129,6 +129,12 @@ def test_references(tasks, name, reference):
     assert model.asked[rows][1] == reference
 
 
+def test_a_reference_has_a_letter_or_digit(tasks):
+    doc = {"question": "What flies?", "answers": ["🚁", "Helicopter"]}
+    assert tasks["triviaqa"].reference(doc) == " Helicopter"
+    assert tasks["triviaqa"].reference({**doc, "answers": ["!"]}) == " !"
+
+
 def test_bleu_is_a_metric_of_transliteration_alone(tasks):
     result, *_ = evaluate(tasks, "ipa_transliterate", text=lambda context: "Go.")
     assert list(result.metrics) == ["exact_match", "f1", "bleu", "loglikelihood_per_token"]
@@ -145,3 +151,18 @@ def test_an_unknown_vocabulary_leaves_the_chance_open(tasks, monkeypatch):
     assert result.metrics["loglikelihood_per_token"].chance is None
     assert all(math.isnan(row.chance) for row in rows if row.metric == "loglikelihood_per_token")
     assert result.metrics["brier"].chance == 0.75
+
+
+def test_a_model_that_diverged_has_an_accuracy_and_nothing_else(tasks, tmp_path):
+    result, rows, _ = evaluate(tasks, "mmlu", likelihood=lambda context, text: math.nan)
+    assert list(result.metrics) == ["acc", "acc_norm"]
+    assert len(rows) == len(CHOICE_METRICS) * result.rows
+    write_rows(tmp_path / "rows.parquet", rows)
+    result, *_ = evaluate(tasks, "gsm8k", likelihood=lambda context, text: -math.inf)
+    assert list(result.metrics) == ["exact_match", "f1"]
+
+
+def test_an_impossible_option_leaves_its_likelihood_out(tasks):
+    result, *_ = evaluate(tasks, "mmlu", likelihood=lambda context, text: -1.0 if "A" in text else -math.inf)
+    assert list(result.metrics) == [*CHOICE_METRICS[:4], "ece"]
+    assert result.metrics["acc"].value == pytest.approx(4 / 12)
