@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate checkpoints from the command line."""
     arguments = options.read(argv, __doc__)
     # Read when the libraries are imported.
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ |= {"TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
     processes = sharding.start()
     try:
         return _evaluate(arguments, processes)
@@ -179,6 +179,8 @@ def evaluate_all(
         with _bar(job.processes) as bar:
             evaluate_all(batches, job, bar, bar.add_task("evaluating", total=0, rate=""))
         return
+    # Not earlier: models that are named are fetched by now.
+    os.environ["HF_HUB_OFFLINE"] = "1"
     from emergence_eval import harness
 
     harness.silence()
@@ -240,7 +242,7 @@ def evaluate_checkpoint(
             checkpoint=checkpoint.identity,
             limit=job.limit,
             tasks={name: task for name, (task, _) in finished.items()},
-            environment=environment(job.device or device.partition(":")[0], dtype),
+            environment=environment(job.device or device.partition(":")[0], dtype, job.backend),
         )
         write_result(checkpoint.output, result, [row for _, rows in finished.values() for row in rows])
         partial.remove(checkpoint.output)
@@ -314,7 +316,7 @@ def _convert(checkpoint: Checkpoint, out: Path) -> Path:
     return convert.to_hf(checkpoint.source, out)
 
 
-def environment(device: str, dtype: str) -> Environment:
+def environment(device: str, dtype: str, backend: str) -> Environment:
     """With what the evaluation is made, as it goes into the result file."""
     return Environment(
         git_revision=git_revision(),
@@ -323,6 +325,7 @@ def environment(device: str, dtype: str) -> Environment:
         torch=importlib.metadata.version("torch"),
         device=device,
         dtype=dtype,
+        backend=backend,
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
 

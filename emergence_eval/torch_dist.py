@@ -72,10 +72,12 @@ def _tensors(table: pickles.Inert, directory: Path) -> dict[str, tuple[Shape, st
     try:
         for key, entry in table.attributes["state_dict_metadata"].items():
             it = entry.attributes
+            if not key.isprintable():
+                raise ValueError("key")
             if "size" in it:
                 properties = it["properties"].state
                 dtype = properties[0] if isinstance(properties, tuple) else it["properties"].attributes["dtype"]
-                found[str(key)] = _shape(it["size"]), str(dtype), list(it["chunks"])
+                found[key] = _shape(it["size"]), str(dtype), list(it["chunks"])
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise _no_table(directory, error) from None
     return found

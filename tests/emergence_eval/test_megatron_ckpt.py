@@ -191,13 +191,13 @@ def test_nothing_that_a_pickle_names_is_run(megatron, tokenizer, tmp_path):
     checkpoint = rewritten(megatron, tmp_path)
     with zipfile.ZipFile(checkpoint / "common.pt", "w") as archive:
         archive.writestr("common/data.pkl", pickle.dumps({"args": Program(mark), "iteration": 20}))
-    with pytest.raises(UserError, match="does not say what model it is"):
+    with pytest.raises(UserError, match=r"common\.pt is refused: it names (pathlib\.Path\.touch|builtins\.getattr)"):
         sources.open_megatron(checkpoint, tokenizer)
     torch.save({"args": pickles.read_common(megatron / "lm" / "iter_0000020")["iteration"]}, checkpoint / "common.pt")
+    with pytest.raises(UserError, match="does not say what model it is"):
+        sources.open_megatron(checkpoint, tokenizer)
     (checkpoint / ".metadata").write_bytes(pickle.dumps(Program(mark)))
-    with pytest.raises(UserError, match="is no table of a checkpoint"):
-        pickles.read_shapes(checkpoint)
-    with pytest.raises(UserError, match=r"cannot read the weights|damaged"):
+    with pytest.raises(UserError, match=r"\.metadata is refused: it names"):
         convert.read_weights(checkpoint, "")
     pickle.loads(pickle.dumps(Program(mark)))
     assert mark.exists()
