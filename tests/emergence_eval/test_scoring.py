@@ -403,6 +403,7 @@ def everything(model):
     ]
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tiny_hf, tmp_path, repository):
     """To the last bit: they make the same passes, each some of them."""
     script, output = tmp_path / "answers.py", tmp_path / "answers.json"
