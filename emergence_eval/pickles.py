@@ -40,6 +40,13 @@ _DTYPES = frozenset(
 _REFUSED_OPCODES = frozenset(["EXT1", "EXT2", "EXT4", "INST", "OBJ", "BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER"])
 """Those of the copyreg registry, which hands out what was looked up before, of protocol 0's instances, of buffers."""
 
+_PUTS = frozenset(["PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"])
+_GETS = frozenset(["GET", "BINGET", "LONG_BINGET"])
+_TUPLES = frozenset(["TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET"])
+_NESTING = _TUPLES | {"REDUCE", "NEWOBJ", "DUP"}
+_LEAF = (0, 1)
+_DEEPEST, _MOST_LEAVES = 50, 10_000_000
+
 _STANDARD = frozenset(sys.stdlib_module_names) | {"__builtin__", "copy_reg", "commands", "cPickle"}
 
 _BUILTINS = (
@@ -161,13 +168,44 @@ def load(data: bytes, find: Find, where: Path | str, persistent: Callable[[Any],
 
 
 def _check_opcodes(data: bytes) -> None:
-    """Refuse opcodes that no checkpoint needs; lengths beyond the end make pickletools fail."""
+    """Refuse opcodes that no checkpoint needs; lengths beyond the end make pickletools fail.
+
+    Tuples are followed, for Python takes the hash of a key by recursion without a limit: one that is very deep ends
+    the process, one that holds the same tuple many times over takes for ever.
+    """
+    stack: list[tuple[int, int] | None] = []
+    memo: dict[int, tuple[int, int] | None] = {}
     for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name in _REFUSED_OPCODES:
-            raise _Refused(f"it has the opcode {opcode.name}")
-        # The memo is an array: a single large index takes its memory.
-        if opcode.name in ("PUT", "LONG_BINPUT") and argument > len(data):
-            raise _Refused(f"it numbers an object {argument}")
+        name = opcode.name
+        if name in _REFUSED_OPCODES:
+            raise _Refused(f"it has the opcode {name}")
+        if name in _PUTS:
+            place = len(memo) if name == "MEMOIZE" else argument
+            # The memo is an array: a single large index takes its memory.
+            if place > len(data):
+                raise _Refused(f"it numbers an object {place}")
+            memo[place] = stack[-1]
+            continue
+        if name in _GETS:
+            stack.append(memo[argument])
+            continue
+        before = opcode.stack_before
+        taken = []
+        if pickletools.markobject in before:
+            while (it := stack.pop()) is not None:
+                taken.append(it)
+            fixed = before.index(pickletools.markobject)
+        else:
+            fixed = len(before)
+        taken += [stack.pop() or _LEAF for _ in range(fixed)]
+        if not opcode.stack_after:
+            continue
+        made = _LEAF
+        if name in _NESTING and taken:
+            made = max(depth for depth, _ in taken) + (name in _TUPLES), sum(size for _, size in taken) + 1
+            if made[0] > _DEEPEST or made[1] > _MOST_LEAVES:
+                raise _Refused(f"it has tuples in tuples, {made[0]} deep with {made[1]} parts")
+        stack += [None] if name == "MARK" else [made] * len(opcode.stack_after)
 
 
 def _of_arguments(module: str, name: str) -> Any:

@@ -133,6 +133,8 @@ def test_the_command_says_one_line_and_ends_with_2(checkpoint, benchmarks, tmp_p
         (b"\x80\x04\x8e" + struct.pack("<Q", 1 << 40) + b"x.", "damaged"),
         (b"\x80\x04\x95" + struct.pack("<Q", 1 << 50) + b"N.", "damaged|no table"),
         (b"\x80\x02" + b"(" * 10 + b".", "damaged"),
+        (b"\x80\x02})" + b"\x85" * 200_000 + b"Ns.", "tuples in tuples, 51 deep"),
+        (b"\x80\x02})" + b"q\x00h\x00h\x00\x87" * 40 + b"Ns.", "tuples in tuples, 1[0-9] deep with"),
         (b"", "damaged"),
     ],
 )
