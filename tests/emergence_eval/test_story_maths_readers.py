@@ -11,7 +11,7 @@ from emergence_eval.readers import bigbench, commonsense, maths
 from tokenizer.cli import UserError
 
 
-def test_clozet_in_the_official_format(benchmarks, shared):
+def test_clozet_in_the_official_format(benchmarks):
     splits = commonsense.CLOZET(data=benchmarks)
     assert list(splits) == ["test"]
     assert [row["gold"] for row in splits["test"]] == [0, 1, 0, 1, 0]
@@ -19,6 +19,9 @@ def test_clozet_in_the_official_format(benchmarks, shared):
     assert first == {"before": "", "choices": ["没有鱼。猫饿了。", "有0条鱼。猫饿了。"], "gold": 0}
     assert middle["before"] == "猫饿了。" and middle["choices"][0] == "没有鱼。它吃了鱼。"
     assert last["choices"] == ["没有鱼。", "有2条鱼。"]
+
+
+def test_the_real_row_of_clozet(shared):
     (row,) = commonsense.clozet_rows(shared / "benchmarks/clozet/readme_example.jsonl")
     assert row["gold"] == 1
     assert row["before"].endswith("自己的生日宴会。") and row["choices"][1].startswith(
