@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import shutil
@@ -54,16 +55,19 @@ def make(shape: str, out: Path) -> None:
     context = out / "context"
     out.mkdir(parents=True)
     rows = -vocab % model.vocab_multiple
-    generator = torch.Generator().manual_seed(7)
+    noise = torch.randint(-(2**15), 2**15, (1 << 22,), dtype=torch.int16, generator=torch.Generator().manual_seed(7))
 
     class Random:
-        """A model directory whose tensors are made when they are read."""
+        """A model directory whose tensors are made when they are read: the same noise, each moved by its number."""
 
         shapes = hf_shapes(model, vocab)
         dtypes = dict.fromkeys(shapes, "torch.bfloat16")
+        number = 0
 
         def read(self, name: str) -> torch.Tensor:
-            bits = torch.randint(-(2**15), 2**15, self.shapes[name], dtype=torch.int16, generator=generator)
+            self.number += 1
+            size = math.prod(self.shapes[name])
+            bits = (noise + self.number).repeat(-(-size // len(noise)))[:size].view(self.shapes[name])
             # Without the exponents of infinity and NaN, which are equal to nothing.
             return (bits & ~0x4000).view(torch.bfloat16)
 
