@@ -74,8 +74,12 @@ def test_what_is_no_checkpoint_is_refused_and_nothing_is_written(layout_runs, tm
     (broken / "weights" / ".metadata").unlink()
     with pytest.raises(UserError, match=r"missing|cannot read"):
         convert.nemo_to_hf(broken, tmp_path / "hf")
+    shutil.copy(layout_runs["single"] / "checkpoints" / "step_20" / "weights" / ".metadata", broken / "weights")
     model = broken / "context" / "model.yaml"
     model.write_text(model.read_text().replace("RMSNorm", "LayerNorm"))
+    with pytest.raises(UserError, match=r"model\.yaml has \d+ bytes instead of"):
+        convert.nemo_to_hf(broken, tmp_path / "hf")
+    (broken / "manifest.json").unlink()
     with pytest.raises(UserError, match="normalization is 'LayerNorm'"):
         convert.nemo_to_hf(broken, tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
