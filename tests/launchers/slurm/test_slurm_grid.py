@@ -20,6 +20,10 @@ from played_study import PlayedStudy, smoke_with
 PATIENCE = 120.0
 
 
+RUNS = {"size": "small", "tokens": [20480, 40960], "micro_batch_size": 1}
+"""small-20480 of 10 steps and small-40960 of 20, with two checkpoints each, for up to 16 processes."""
+
+
 def runs_named(*names: str, **settings: int) -> str:
     """A smoke grid of equal runs with these names, of 10 steps with checkpoints after 5 and 10."""
     return smoke_with([{"size": "small", "tokens": 20480, "name": name, **settings} for name in names])
@@ -28,7 +32,7 @@ def runs_named(*names: str, **settings: int) -> str:
 @pytest.fixture
 def study(slurm, tmp_path):
     """A study of two runs of 10 and 20 steps, with two checkpoints each."""
-    return PlayedStudy(slurm, tmp_path / "study", smoke_with([{"size": "small", "tokens": [20480, 40960]}]))
+    return PlayedStudy(slurm, tmp_path / "study", smoke_with([RUNS]))
 
 
 # Through disturbances: one study, a run for each.
@@ -69,7 +73,6 @@ def kill_script(slurm, study, run):
 
 def leave_alone(slurm, study, run):
     """Nothing happens."""
-    study.release()
 
 
 DISTURBANCES = {
@@ -98,7 +101,7 @@ def disturbed(cluster, tmp_path_factory):
     # A node for each, so that one's accident is not another's.
     site = {"training": {"cpus_per_process": 40, "memory": None}}
     study = PlayedStudy(cluster, tmp_path_factory.mktemp("disturbed"), runs_named(*DISTURBANCES), site)
-    study.behave(held=dict.fromkeys(DISTURBANCES, 7))
+    study.behave(held={name: 7 for name in DISTURBANCES if name != "alone"})
     study.launch()
     for name in DISTURBANCES:
         study.wait_for_step(name, 7, PATIENCE)
