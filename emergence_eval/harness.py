@@ -17,11 +17,10 @@ import transformers
 
 from emergence_eval.scoring import Encodings, HarnessLM, PrefixLM
 from emergence_eval.sharding import Processes
-from emergence_eval.task_scores import evaluate_task, load_tasks, sample_rows
 from recipes.cpu import keep_freed_memory
 from tokenizer.cli import UserError
 
-__all__ = ["BACKENDS", "Encodings", "evaluate_task", "load_model", "load_tasks", "sample_rows", "silence"]
+__all__ = ["BACKENDS", "Encodings", "load_model", "silence"]
 
 BACKENDS = ("ours", "hf", "vllm")
 """Who computes: `PrefixLM`, the harness's own model of transformers, its model of vLLM (a GPU only)."""

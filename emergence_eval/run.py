@@ -181,10 +181,10 @@ def evaluate_all(
         return
     # Not earlier: models that are named are fetched by now.
     os.environ["HF_HUB_OFFLINE"] = "1"
-    from emergence_eval import harness
+    from emergence_eval import harness, task_scores
 
     harness.silence()
-    tasks = harness.load_tasks(job.tasks, job.data)
+    tasks = task_scores.load_tasks(job.tasks, job.data)
     encodings = harness.Encodings()
     total = 0
     for batch in batches:
@@ -210,7 +210,7 @@ def evaluate_checkpoint(
     progress: TaskID,
 ) -> Finished:
     """Evaluate one checkpoint on the tasks that it has no scores for, and write its result file."""
-    from emergence_eval import harness
+    from emergence_eval import task_scores
 
     first, dtype = job.processes.first, job.dtype_of(checkpoint)
     asked = job.asked(checkpoint)
@@ -232,7 +232,7 @@ def evaluate_checkpoint(
             with _rows_bar(bar, task.name, len(tasks[task.name].eval_docs), job.limit) as report:
                 model.progress = report
                 hash_of_task = job.hashes[task.name]
-                result, rows = harness.evaluate_task(model, tasks[task.name], task, hash_of_task, key, job.limit)
+                result, rows = task_scores.evaluate_task(model, tasks[task.name], task, hash_of_task, key, job.limit)
             if first:
                 partial.save_task(checkpoint.output, asked, task.name, result, rows)
             finished[task.name] = (result, rows)

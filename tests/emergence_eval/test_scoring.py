@@ -17,7 +17,7 @@ import transformers
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from emergence_eval import definitions, harness, shared_attention
+from emergence_eval import definitions, harness, shared_attention, task_scores
 from emergence_eval.prefix import Limits, plan_prompts
 from emergence_eval.scoring import Encodings, PrefixLM
 from emergence_eval.sharding import Processes
@@ -299,7 +299,7 @@ def test_progress_is_told(tiny_hf):
 def test_scores_of_the_tasks_equal_the_harness_s_own(tiny_hf, benchmarks):
     """Whole tasks through both backends: the same predicted option on every row."""
     wanted = definitions.load(["hellaswag", "winogrande", "mmlu", "c3"])
-    tasks = harness.load_tasks(wanted, benchmarks)
+    tasks = task_scores.load_tasks(wanted, benchmarks)
     plain = load(tiny_hf)
     reference = HFLM(pretrained=plain.model, tokenizer=plain.tokenizer, max_length=LENGTH, batch_size=1)
     for task in tasks.values():
@@ -311,12 +311,12 @@ def test_scores_of_the_tasks_equal_the_harness_s_own(tiny_hf, benchmarks):
 
 def test_backends(tiny_hf, benchmarks):
     (definition,) = definitions.load(["mmlu"])
-    task = harness.load_tasks([definition], benchmarks)["mmlu"]
+    task = task_scores.load_tasks([definition], benchmarks)["mmlu"]
     rows = {}
     for backend in ("ours", "hf"):
         model = load(tiny_hf, backend=backend)
         assert isinstance(model, PrefixLM) == (backend == "ours")
-        rows[backend] = harness.evaluate_task(model, task, definition, "hash", "tiny", None)[1]
+        rows[backend] = task_scores.evaluate_task(model, task, definition, "hash", "tiny", None)[1]
     for ours, others in zip(rows["ours"], rows["hf"], strict=True):
         assert ours.prediction == others.prediction
         assert list(ours.loglikelihoods) == pytest.approx(list(others.loglikelihoods), abs=1e-3)
@@ -328,11 +328,11 @@ def test_backends(tiny_hf, benchmarks):
 def test_a_text_longer_than_the_context_is_scored(tiny_hf, benchmarks):
     """A smoke run's context is shorter than many an option: the harness's own model stops there."""
     (definition,) = definitions.load(["hellaswag"])
-    task = harness.load_tasks([definition], benchmarks)["hellaswag"]
+    task = task_scores.load_tasks([definition], benchmarks)["hellaswag"]
     for backend in ("ours", "hf"):
         model = load(tiny_hf, backend=backend)
         model._max_length = 8
-        result, rows = harness.evaluate_task(model, task, definition, "hash", "tiny", None)
+        result, rows = task_scores.evaluate_task(model, task, definition, "hash", "tiny", None)
         assert result.truncated_rows == result.rows == 5
         assert all(math.isfinite(value) for row in rows for value in row.loglikelihoods)
 

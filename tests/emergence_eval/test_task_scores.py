@@ -9,7 +9,7 @@ from lm_eval.api.model import LM
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
-from emergence_eval import definitions, harness
+from emergence_eval import definitions, harness, task_scores
 from emergence_eval.fewshot import FittedTask, Window
 
 harness.silence()
@@ -39,7 +39,7 @@ class KnownAnswers(LM):
 
 @pytest.fixture(scope="module")
 def tasks(benchmarks):
-    return harness.load_tasks(definitions.load(EVERYTHING), benchmarks)
+    return task_scores.load_tasks(definitions.load(EVERYTHING), benchmarks)
 
 
 def score(task, model, rows=None):
@@ -287,9 +287,9 @@ def test_requests_are_built_once_for_a_window(tasks, monkeypatch):
 
 
 def test_row_samples_are_fixed_and_nested():
-    ten = harness.sample_rows("mmlu", 14_042, 10)
+    ten = task_scores.sample_rows("mmlu", 14_042, 10)
     assert ten == sorted(set(ten)) and len(ten) == 10
-    assert ten == harness.sample_rows("mmlu", 14_042, 10)
-    assert set(ten) < set(harness.sample_rows("mmlu", 14_042, 20))
-    assert ten != harness.sample_rows("race", 14_042, 10)
-    assert harness.sample_rows("mmlu", 5, 10) == harness.sample_rows("mmlu", 5, None) == [0, 1, 2, 3, 4]
+    assert ten == task_scores.sample_rows("mmlu", 14_042, 10)
+    assert set(ten) < set(task_scores.sample_rows("mmlu", 14_042, 20))
+    assert ten != task_scores.sample_rows("race", 14_042, 10)
+    assert task_scores.sample_rows("mmlu", 5, 10) == task_scores.sample_rows("mmlu", 5, None) == [0, 1, 2, 3, 4]
