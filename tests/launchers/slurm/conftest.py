@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from played_study import RUNS, PlayedStudy, smoke_with
 from slurm_cluster import Slurm
 
 
@@ -20,3 +22,9 @@ def slurm(cluster: Slurm) -> Iterator[Slurm]:
     """The module's cluster, without jobs before and after the test."""
     yield cluster
     cluster.clear()
+
+
+@pytest.fixture
+def study(slurm: Slurm, tmp_path: Path) -> PlayedStudy:
+    """A study of two runs of 10 and 20 steps, with two checkpoints each."""
+    return PlayedStudy(slurm, tmp_path / "study", smoke_with([RUNS]))

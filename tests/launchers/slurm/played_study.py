@@ -27,6 +27,9 @@ from stand_in_recording import behave, record
 from launchers.plan import GridDirectory
 from recipes.grid import Grid, load_grid
 
+PATIENCE = 120.0
+"""Seconds that a test waits for a small study, on a machine that others use as well."""
+
 SMOKE = (REPOSITORY / "recipes" / "grids" / "smoke.yaml").read_text()
 
 CLUSTER: dict[str, Any] = {
@@ -47,6 +50,15 @@ def smoke_with(runs: list[dict[str, Any]], **evaluation: Any) -> str:
     """The smoke grid's text with other runs, evaluated on one task."""
     grid = yaml.safe_load(SMOKE)
     return yaml.safe_dump({**grid, "evaluation": {"tasks": ["hellaswag"], "limit": 4, **evaluation}, "runs": runs})
+
+
+RUNS = {"size": "small", "tokens": [20480, 40960], "micro_batch_size": 1}
+"""small-20480 of 10 steps and small-40960 of 20, with two checkpoints each, for up to 16 processes."""
+
+
+def runs_named(*names: str, **settings: int) -> str:
+    """A smoke grid of equal runs with these names, of 10 steps with checkpoints after 5 and 10."""
+    return smoke_with([{"size": "small", "tokens": 20480, "name": name, **settings} for name in names])
 
 
 def write_benchmark(directory: Path, rows: int = 6) -> Path:
