@@ -254,7 +254,13 @@ def test_processes_that_a_step_leaves_behind_are_ended_with_it(tmp_path):
 def launcher(tmp_path):
     """A launcher in a process of its own with two steps that never end, and the process ids of all they started."""
     script = Path(__file__).with_name("executor_plans.py")
-    process = subprocess.Popen([sys.executable, str(script), str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path)],
+        stderr=subprocess.PIPE,
+        text=True,
+        # Tests that run under nohup have it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    )
     files = [tmp_path / "one.pids", tmp_path / "two.pids"]
     written = [*files, tmp_path / "first"]
     wait_for(lambda: all(file.is_file() for file in written) or process.poll() is not None, "the steps did not start")

@@ -280,7 +280,7 @@ CASES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     ),
     "cluster: missing key": (
         lambda it: it.cluster("link_efficiency: 0.80", ""),
-        r"link_efficiency is missing; .*shows",
+        r"link_efficiency is missing; give it, or `like: dgx-h100`",
     ),
     "cluster: ill-typed": (
         lambda it: it.cluster("memory_gib: 79.1", "memory_gib: much"),
