@@ -84,14 +84,14 @@ def main() -> None:
 def _measure(arguments: argparse.Namespace, directory: Path) -> dict[str, Measured]:
     import torch
 
-    from emergence_eval import definitions, harness
+    from emergence_eval import definitions, harness, task_scores
     from emergence_eval.fewshot import Window
     from emergence_eval.task_scores import sample_rows
 
     torch.set_num_threads(arguments.threads)
     harness.silence()
     wanted = definitions.load(arguments.tasks.split(","))
-    tasks = harness.load_tasks(wanted, arguments.data)
+    tasks = task_scores.load_tasks(wanted, arguments.data)
 
     def load(backend: str) -> Any:
         return harness.load_model(

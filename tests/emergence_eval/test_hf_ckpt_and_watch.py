@@ -15,7 +15,7 @@ import pytest
 import torch
 from commands import REPOSITORY, run_command
 
-from emergence_eval import convert, harness, hf_checkpoint, options, run, sources, watch
+from emergence_eval import convert, harness, hf_checkpoint, options, run, sources, task_scores, watch
 from emergence_eval.results import read_result, read_rows, rows_path
 from emergence_eval.sharding import Processes
 from recipes.checkpoint import Manifest, write_manifest
@@ -194,7 +194,7 @@ def training(tiny_hf, tmp_path, monkeypatch):
 def test_each_checkpoint_is_evaluated_as_it_appears_until_the_run_ends(training, command, monkeypatch, capfd):
     folder, save = training
     evaluated, waits = [], []
-    original = harness.evaluate_task
+    original = task_scores.evaluate_task
 
     def evaluate_task(*arguments):
         evaluated.append(len(waits))
@@ -205,7 +205,7 @@ def test_each_checkpoint_is_evaluated_as_it_appears_until_the_run_ends(training,
         script = {1: lambda: save(10), 2: lambda: save(99, whole=False), 3: lambda: (save(20), save(30))}
         script.get(len(waits), lambda: save(40, final=True))()
 
-    monkeypatch.setattr(harness, "evaluate_task", evaluate_task)
+    monkeypatch.setattr(task_scores, "evaluate_task", evaluate_task)
     monkeypatch.setattr(watch.new_checkpoints, "__defaults__", (sleep,))
     command("--watch", folder)
     assert evaluated == [1, 3, 3, 4]

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from emergence_eval import convert, definitions, harness, run
+from emergence_eval import convert, definitions, run, task_scores
 from emergence_eval.results import read_result, read_rows, rows_path
 from recipes.checkpoint import Manifest
 from tokenizer.cli import UserError
@@ -60,13 +60,13 @@ def command(benchmarks, *arguments):
 def evaluated(monkeypatch):
     """The tasks that were evaluated, in order."""
     names = []
-    original = harness.evaluate_task
+    original = task_scores.evaluate_task
 
     def evaluate_task(model, task, definition, *arguments):
         names.append(definition.name)
         return original(model, task, definition, *arguments)
 
-    monkeypatch.setattr(harness, "evaluate_task", evaluate_task)
+    monkeypatch.setattr(task_scores, "evaluate_task", evaluate_task)
     return names
 
 
@@ -123,19 +123,19 @@ def test_a_task_without_data_is_left_out_and_named(checkpoints, benchmarks, tmp_
 
 def test_interrupted_evaluation_goes_on_by_task(checkpoints, benchmarks, evaluated, monkeypatch):
     arguments = ("--tasks", "mmlu,cluewsc,c3", "--limit", 2, "--nemo-ckpt", checkpoints[0])
-    counted = harness.evaluate_task
+    counted = task_scores.evaluate_task
 
     def interrupted(model, task, definition, *rest):
         if definition.name == "c3":
             raise KeyboardInterrupt
         return counted(model, task, definition, *rest)
 
-    monkeypatch.setattr(harness, "evaluate_task", interrupted)
+    monkeypatch.setattr(task_scores, "evaluate_task", interrupted)
     with pytest.raises(KeyboardInterrupt):
         command(benchmarks, *arguments)
     folder = checkpoints[0].parents[1] / "eval"
     assert [path.name for path in folder.iterdir()] == [".step_10.partial"]
-    monkeypatch.setattr(harness, "evaluate_task", counted)
+    monkeypatch.setattr(task_scores, "evaluate_task", counted)
     command(benchmarks, *arguments)
     assert evaluated == ["mmlu", "cluewsc", "c3"]
     assert list(read_result(folder / "step_10.json").tasks) == ["cluewsc", "mmlu", "c3"]

@@ -38,9 +38,8 @@ class KillOnce(Observer):
         self.restarts.append(message)
 
 
-@pytest.mark.parametrize(
-    ("layout", "processes"), [("single", 1), pytest.param("tensor_parallel", 2, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("layout", "processes"), [("single", 1), ("tensor_parallel", 2)])
 def test_a_killed_process_leaves_the_losses_as_they_are(smoke, smoke_data, layout_runs, tmp_path, layout, processes):
     path = tmp_path / "grid.yaml"
     path.write_text(smoke.path.read_text().replace("defaults:\n", f"defaults:\n  tensor_parallel: {processes}\n"))

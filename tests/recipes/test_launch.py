@@ -50,6 +50,7 @@ def kill_all(nodes: list[subprocess.Popen]) -> None:
             node.communicate()
 
 
+@pytest.mark.slow
 def test_two_nodes_train_one_run_and_part_with_exit_codes_that_say_start_again(layout_runs, smoke_data, tmp_path):
     """A process of the second node is killed: there it says so (137), on the first the peer is lost (69)."""
     nodes = start_nodes(tmp_path, smoke_data)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from layouts import BF16, FP32, LAYOUTS, RUN, command
 
-QUICK = ("single", "tp2-sp", "pp2-virtual", "dp2-distributed-optimizer")
+QUICK = ("single", "tp2-sp", "pp2-virtual")
 """Trained in the default suite, the others in the slow one."""
 
 NUMBERS = ("train_loss", "grad_norm", "heldout_loss", "heldout_loss_en", "heldout_loss_zh")
