@@ -27,7 +27,7 @@ from stand_in_recording import behave, record
 from launchers.plan import GridDirectory
 from recipes.grid import Grid, load_grid
 
-PATIENCE = 120.0
+PATIENCE = 240.0
 """Seconds that a test waits for a small study, on a machine that others use as well."""
 
 SMOKE = (REPOSITORY / "recipes" / "grids" / "smoke.yaml").read_text()

@@ -113,6 +113,8 @@ SchedulerParameters=sched_interval=1,sched_min_interval=0,bf_interval=1,batch_sc
 KillWait=3
 # The machine may be busy with other tests.
 MessageTimeout=30
+# An srun that starts while slurmctld is away asks again only after this time, or 60 s if that is longer.
+SlurmctldTimeout=60
 ReturnToService=1
 MaxArraySize=1001
 SelectType=select/cons_tres
