@@ -23,6 +23,7 @@ class Asked:
     manifest_sha256: str
     limit: int | None
     dtype: str
+    backend: str
 
 
 Finished = dict[str, tuple[TaskResult, list[RowScore]]]
@@ -46,7 +47,7 @@ def remove(path: Path) -> None:
 
 def finished_tasks(path: Path, asked: Asked, hashes: dict[str, str]) -> Finished:
     """The tasks that need not be evaluated again: of the result file `path` and of what an interrupted
-    evaluation kept, those for the same checkpoint, limit, precision and task hash."""
+    evaluation kept, those for the same checkpoint, limit, precision, backend and task hash."""
     return of_result(path, asked, hashes) | _same_hash(_of_partial(path, asked), hashes)
 
 
@@ -71,7 +72,8 @@ def _rows_by_task(path: Path) -> dict[str, list[RowScore]]:
 def _of_result(path: Path, asked: Asked) -> Finished:
     try:
         result = read_result(path)
-        if asked != Asked(result.checkpoint.manifest_sha256, result.limit, result.environment.dtype):
+        made = result.environment
+        if asked != Asked(result.checkpoint.manifest_sha256, result.limit, made.dtype, made.backend):
             return {}
         rows = _rows_by_task(rows_path(path))
     except UserError:

@@ -66,7 +66,7 @@ class Job:
 
     def asked(self, checkpoint: Checkpoint) -> Asked:
         """What older results of the checkpoint must agree in to be kept."""
-        return Asked(checkpoint.identity.manifest_sha256, self.limit, self.dtype_of(checkpoint))
+        return Asked(checkpoint.identity.manifest_sha256, self.limit, self.dtype_of(checkpoint), self.backend)
 
     def device_name(self) -> str:
         """The device that was asked for, or this process's GPU, or the CPU."""
@@ -129,7 +129,8 @@ def _evaluate(arguments: Namespace, processes: Processes) -> int:
     if arguments.watch is not None:
         watch_run(arguments.watch, arguments.out, job)
     elif pending := _pending(checkpoints, job):
-        evaluate_all([pending], job)
+        with _bar(processes) as bar:
+            evaluate_all([pending], job, bar, bar.add_task("evaluating", total=0, rate=""))
     return 0
 
 
@@ -171,14 +172,8 @@ def _bar(processes: Processes) -> Progress:
     return cli.progress_bar("{task.fields[rate]}", disable=not processes.first)
 
 
-def evaluate_all(
-    batches: Iterable[Sequence[Checkpoint]], job: Job, bar: Progress | None = None, progress: TaskID | None = None
-) -> None:
+def evaluate_all(batches: Iterable[Sequence[Checkpoint]], job: Job, bar: Progress, progress: TaskID) -> None:
     """Evaluate checkpoints one after the other; tasks, data and prompts are shared by all."""
-    if bar is None:
-        with _bar(job.processes) as bar:
-            evaluate_all(batches, job, bar, bar.add_task("evaluating", total=0, rate=""))
-        return
     # Not earlier: models that are named are fetched by now.
     os.environ["HF_HUB_OFFLINE"] = "1"
     from emergence_eval import harness, task_scores

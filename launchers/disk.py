@@ -5,7 +5,7 @@ which training cannot go on from them, and until a run is complete it has the ne
 from. Counted in the layout of Megatron-Core's distributed checkpoints and compared with what runs have written
 (tests/launchers/test_disk.py).
 
-    run_disk_bytes(run, checkpoints_left=8)
+    kept_bytes(run, checkpoints_left=8) + meanwhile_bytes(run, checkpoints_left=8)     # at its fullest moment
 """
 
 from __future__ import annotations
@@ -57,11 +57,6 @@ def meanwhile_bytes(run: Run, checkpoints_left: int, resume_states: int = 0) -> 
     whole = checkpoint_bytes(settings) + state
     overlap = state if 0 < settings.keep_optimizer_states < len(settings.checkpoint_steps) else 0
     return max(0, RESUME_STATES - resume_states) * whole + overlap
-
-
-def run_disk_bytes(run: Run, checkpoints_left: int) -> int:
-    """Free space that a run needs to write its last `checkpoints_left` checkpoints, at its fullest moment."""
-    return kept_bytes(run, checkpoints_left) + meanwhile_bytes(run, checkpoints_left)
 
 
 def _parameters(settings: RunSettings) -> int:

@@ -35,7 +35,6 @@ from launchers.local import LocalExecutor, Outcome
 from launchers.machine import measure
 from launchers.plan import REPOSITORY, GridDirectory, build_plan
 from launchers.queued import QueuedJob
-from launchers.slurm.study import is_on_slurm
 from launchers.status import Notes, format_duration, status_table, status_value
 from launchers.watch import Display, watch
 from recipes.grid import Grid, Run, load_grid
@@ -91,15 +90,15 @@ def _check_options(arguments: argparse.Namespace) -> None:
 def _uses_slurm(folder: GridDirectory, arguments: argparse.Namespace) -> bool:
     """Whether Slurm carries the grid out: as asked, or where a cluster is given, or as it was launched."""
     if arguments.local:
-        if is_on_slurm(folder) and _queue(folder):
+        if folder.is_on_slurm and _queue(folder):
             raise UserError(f"jobs of {folder.path} are in Slurm's queue; end them with --cancel before --local")
         return False
-    return bool(arguments.slurm or arguments.cluster or is_on_slurm(folder))
+    return bool(arguments.slurm or arguments.cluster or folder.is_on_slurm)
 
 
 def _queue(folder: GridDirectory) -> Mapping[str, QueuedJob]:
     """The study's jobs by step; none where it is not on Slurm."""
-    if not is_on_slurm(folder):
+    if not folder.is_on_slurm:
         return {}
     # Here, because only those who use Slurm have need of it.
     from launchers.slurm.reconcile import Reconciler

@@ -112,6 +112,21 @@ class GridDirectory:
         return self.path / "logs"
 
     @property
+    def slurm(self) -> Path:
+        """Where the job scripts of a launch on Slurm lie, with what was decided for it."""
+        return self.path / "slurm"
+
+    @property
+    def slurm_launch(self) -> Path:
+        """What was decided for a launch on Slurm."""
+        return self.slurm / "launch.json"
+
+    @property
+    def is_on_slurm(self) -> bool:
+        """Whether the grid was launched on Slurm."""
+        return self.slurm_launch.is_file()
+
+    @property
     def grid_file(self) -> Path:
         """Copy of the grid file as launched."""
         return self.path / "grid.yaml"

@@ -113,6 +113,12 @@ class History:
         return iter(self.events[asked[-1] + 1 if asked else 0 :])
 
 
+def crash_loop(fruitless: int, last: str, tries: int = MOST_FRUITLESS) -> str | None:
+    """Why a step is given up after `fruitless` starts without progress, the last of which ended with `last`; None
+    while they are fewer than `tries`."""
+    return f"no progress in {fruitless} starts; the last ended with: {last}" if fruitless >= tries else None
+
+
 @dataclass(frozen=True)
 class Record:
     """The file of one step."""

@@ -11,7 +11,7 @@ import contextlib
 import socket
 
 from launchers.plan import Step
-from launchers.records import MOST_FRUITLESS, History, Record
+from launchers.records import MOST_FRUITLESS, History, Record, crash_loop
 from tokenizer.cli import EXIT_AGAIN, EXIT_USER_ERROR
 
 STOPPED = "the launcher was stopped"
@@ -58,10 +58,7 @@ class Starts:
         is_retried = code == EXIT_AGAIN or (step.phase == "train" and code not in (0, EXIT_USER_ERROR))
         if not is_retried or step.name in self._unnoted:
             return message
-        fruitless = self._history(step).fruitless(step.progress())
-        if fruitless < MOST_FRUITLESS:
-            return None
-        return f"no progress in {fruitless} starts; the last ended with: {message}"
+        return crash_loop(self._history(step).fruitless(step.progress()), message)
 
     def gave_up(self, step: Step, code: int, reason: str) -> None:
         """The step is not tried again until a person asks."""

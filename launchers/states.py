@@ -18,14 +18,13 @@ from launchers.tried import Problem, Steps, last_end
 from recipes.grid import Grid, Run
 
 _PREPARATION = {
-    "prepare": "prepare",
     "train the tokenizer": "tokenizer",
     "encode the documents": "encode",
     "index the documents": "index",
 }
 """Steps that every run waits for, and their phases, which their logs are named after."""
 
-_REPORT = {"report": "report", "write the report": "report"}
+_REPORT = {"write the report": "report"}
 
 
 @dataclass(frozen=True)
@@ -138,8 +137,8 @@ def read_study(grid: Grid, folder: GridDirectory, queue: Mapping[str, QueuedJob]
     """The state of the grid's study in `folder`.
 
     Args:
-        queue: The jobs of the study by the names of their steps (``train 6B-3T``, ``prepare``,
-            ``evaluate 6B-3T step 4000``, ``report``); nothing where there is no scheduler.
+        queue: The jobs of the study by the names of their steps (``train 6B-3T``,
+            ``evaluate 6B-3T step 4000``); nothing where there is no scheduler.
     """
     steps = Steps(folder, queue or {})
     tokenizer_done, data_done = folder.tokenizer_is_done(), folder.data_are_done()
@@ -168,7 +167,7 @@ def read_study(grid: Grid, folder: GridDirectory, queue: Mapping[str, QueuedJob]
         report=page,
         results_since_report=newer,
         launcher_pid=steps.pid,
-        on_slurm=bool(steps.queue) or (folder.path / "slurm" / "launch.json").is_file(),
+        on_slurm=bool(steps.queue) or folder.is_on_slurm,
         jobs=steps.queue,
     )
 

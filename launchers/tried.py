@@ -77,17 +77,17 @@ class Steps:
             return self._failed[step].get("message", "")
         return None
 
-    def log(self, step: str, name: str) -> str | None:
-        """Where the step's last words stand: what the launcher noted, or the log of that name if there is one."""
+    def log(self, step: str, *names: str) -> str | None:
+        """Where the step's last words stand: what the launcher noted, or the first log of those names that there is."""
         noted = self._failed.get(step, {}).get("log")
-        path = self._logs / name
-        return noted or (str(path) if path.is_file() else None)
+        return noted or next((str(self._logs / name) for name in names if (self._logs / name).is_file()), None)
 
     def problems(self, phases: Mapping[str, str]) -> list[Problem]:
         """The steps that were given up, of `phases` by their names."""
         found = [(step, phase, self.given_up(step)) for step, phase in phases.items()]
         return [
-            Problem(step, None, phase, reason, self.log(step, f"{phase}.log"))
+            # On Slurm one job, with one log, carries out all of the preparation.
+            Problem(step, None, phase, reason, self.log(step, f"{phase}.log", "prepare.log"))
             for step, phase, reason in found
             if reason is not None
         ]

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launchers.queued import QueuedJob
-from launchers.slurm import nodes
 from tokenizer.cli import UserError
 
 PATIENCE_SECONDS = 300.0
@@ -118,24 +117,6 @@ def down(names: Sequence[str]) -> list[str]:
     states = call("sinfo", "--noheader", "--Node", "--nodes", ",".join(names), "-o", "%N %T", patience=PATIENCE_SECONDS)
     broken = ("down", "fail", "drain", "error", "unk")
     return sorted({line.split()[0] for line in states.splitlines() if line.split()[1].startswith(broken)})
-
-
-def excludable(logs: Path, patience: float = 0.0) -> list[str]:
-    """The nodes that a study's jobs should not be given (`launchers.slurm.nodes`)."""
-    if not nodes.has_failures(logs):
-        return []
-    known = call("sinfo", "--noheader", "--Node", "-o", "%N", patience=patience).split()
-    return nodes.excluded(logs, len(set(known)))
-
-
-def submit_avoiding(bad: Sequence[str], script: Path, *options: str, patience: float = 0.0) -> str:
-    """`submit`, without the nodes `bad`; with them where Slurm cannot do without."""
-    if bad:
-        try:
-            return submit(script, *options, f"--exclude={','.join(bad)}", patience=patience)
-        except UserError:
-            pass
-    return submit(script, *options, patience=patience)
 
 
 def partitions() -> dict[str, dict[str, str]]:

@@ -25,7 +25,7 @@ from launchers.slurm.allocation import Allocation, allocate, days_if_empty
 from launchers.slurm.reconcile import Reconciler, cancel
 from launchers.slurm.sbatch import check_mounts, train_script, write_scripts
 from launchers.slurm.site import SlurmCluster, existing_image, load_slurm_cluster, seconds_of
-from launchers.slurm.study import Launch, Study, check_names, is_on_slurm, listed_checkpoints
+from launchers.slurm.study import Launch, Study, check_names, listed_checkpoints
 from launchers.status import format_duration
 from recipes.grid import Grid, Run
 from recipes.planner import DAYS
@@ -54,12 +54,9 @@ class Request:
 
 def launch(request: Request, console: Console) -> int:
     """Check, show, ask, submit. UserError for what stands against it."""
-    before = Study.read(request.folder) if is_on_slurm(request.folder) else None
+    before = Study.read(request.folder) if request.folder.is_on_slurm else None
     cluster = _cluster(request, before)
-    corpus, benchmarks = (
-        given or (Path(kept) if (kept := before and getattr(before.launch, name)) else None)
-        for name, given in (("corpus", request.corpus), ("benchmarks", request.benchmarks))
-    )
+    corpus, benchmarks = request.corpus, request.benchmarks
     if request.dry_run:
         corpus, benchmarks = corpus or Path("CORPUS"), benchmarks or Path("BENCHMARKS")
         sources = None

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launchers.records import Event, Record
+from launchers.slurm import commands
+from tokenizer.cli import UserError
 
 MOST_FAILURES = 2
 """Failures of a node, with nothing done on it in between, after which it is left out."""
@@ -43,6 +45,24 @@ def excluded(logs: Path, num_nodes: int) -> list[str]:
     often = {node: max(starts.values()) for node, starts in _failures(logs).items() if len(starts) >= MOST_FAILURES}
     newest = sorted(often, key=lambda node: -often[node])
     return sorted(newest[: int(MOST_EXCLUDED * num_nodes)])
+
+
+def excludable(logs: Path, patience: float = 0.0) -> list[str]:
+    """The nodes that a study's jobs should not be given."""
+    if not has_failures(logs):
+        return []
+    known = commands.call("sinfo", "--noheader", "--Node", "-o", "%N", patience=patience).split()
+    return excluded(logs, len(set(known)))
+
+
+def submit_avoiding(bad: Sequence[str], script: Path, *options: str, patience: float = 0.0) -> str:
+    """`commands.submit`, without the nodes `bad`; with them where Slurm cannot do without."""
+    if bad:
+        try:
+            return commands.submit(script, *options, f"--exclude={','.join(bad)}", patience=patience)
+        except UserError:
+            pass
+    return commands.submit(script, *options, patience=patience)
 
 
 def has_failures(logs: Path) -> bool:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from launchers.logs import last_error
 from launchers.plan import Step
-from launchers.records import MOST_FRUITLESS, Event, Record
-from launchers.slurm import commands
+from launchers.records import MOST_FRUITLESS, Event, Record, crash_loop
+from launchers.slurm import commands, nodes
 from launchers.slurm.commands import Job
 from launchers.slurm.sbatch import EVALUATION_TRIES, train_script
 from launchers.slurm.segment import KEEPER
@@ -45,14 +45,13 @@ class Reconciler:
     def queue(self) -> dict[str, Job]:
         """The live job of each step that has one; the steps of the preparation share theirs."""
         found: dict[str, Job] = {}
-        checkpoints = listed_checkpoints(self.study.checkpoints_file)
         for job in self._jobs:
             what = self.study.kinds.get(job.name)
             if what is None or not job.is_live:
                 continue
             if what == "evaluate":
-                if job.index is not None and job.index < len(checkpoints):
-                    run, step = checkpoints[job.index]
+                if job.index is not None and job.index < len(self._checkpoints):
+                    run, step = self._checkpoints[job.index]
                     found[f"evaluate {run} step {step}"] = job
             elif what == "prepare":
                 found |= {step.name: job for step in self.study.preparation}
@@ -178,7 +177,7 @@ class Reconciler:
         record = self._record(step.name)
         history = record.history()
         if step.name in self._asked:
-            if history.gave_up is not None or history.cancelled or history.fruitless(self._progress(step)):
+            if history.gave_up is not None or history.cancelled or history.fruitless(step.progress()):
                 record.add("resumed")
             return True
         if history.gave_up is not None or history.cancelled:
@@ -190,17 +189,14 @@ class Reconciler:
             record.add("cancelled", job=last.job, reason="in Slurm, not by the launcher")
             return False
         tries = EVALUATION_TRIES if step.phase == "evaluate" else MOST_FRUITLESS
-        if (lost := max(history.fruitless(self._progress(step)), history.unstarted)) >= tries:
-            reason = last.reason or last_error(step.log, 0, code=1)
-            record.add("gave up", reason=f"no progress in {lost} starts; the last ended with: {reason}")
-            return False
-        return True
+        lost = max(history.fruitless(step.progress()), history.unstarted)
+        words = crash_loop(lost, last.reason or last_error(step.log, 0, code=1), tries)
+        if words is not None:
+            record.add("gave up", reason=words)
+        return words is None
 
     def _record(self, step: str) -> Record:
         return Record.of(self.study.folder.logs, step)
-
-    def _progress(self, step: Step) -> int:
-        return step.progress()
 
     def _was_cancelled(self, last: Event) -> bool:
         """Whether a person cancelled the job of a step's last event by Slurm's own means."""
@@ -223,7 +219,7 @@ class Reconciler:
         """Submit the job of `steps` (with `members`, of an array's) and note it; its number. The keeper notes what
         Slurm refuses and goes on (None); a person is told (UserError)."""
         try:
-            job = commands.submit_avoiding(self._bad_nodes, script, *options, patience=self._patience)
+            job = nodes.submit_avoiding(self._bad_nodes, script, *options, patience=self._patience)
         except UserError as error:
             if self._asked:
                 raise
@@ -238,7 +234,7 @@ class Reconciler:
 
     @cached_property
     def _bad_nodes(self) -> list[str]:
-        return commands.excludable(self.study.folder.logs, self._patience)
+        return nodes.excludable(self.study.folder.logs, self._patience)
 
 
 def cancel(study: Study, steps: Callable[[Step], bool] = lambda step: True) -> list[str]:

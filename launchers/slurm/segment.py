@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launchers.logs import first_lost_nodes, last_error
-from launchers.records import MOST_FRUITLESS, Record
+from launchers.records import MOST_FRUITLESS, Record, crash_loop
 from launchers.slurm import commands, nodes
 from recipes.checkpoint import newest_saved_step
 from tokenizer import cli
@@ -157,10 +157,9 @@ class Segment:
 
     def _is_given_up(self, progress: int, reason: str) -> bool:
         """Whether the last starts brought nothing; it is noted then."""
-        fruitless = self.record.history().fruitless(progress)
-        if fruitless < self.tries:
+        words = crash_loop(self.record.history().fruitless(progress), reason, self.tries)
+        if words is None:
             return False
-        words = f"no progress in {fruitless} starts; the last ended with: {reason}"
         self.record.add("gave up", job=job_name(), reason=words)
         print(f"error: {self.step} is given up: {words}", flush=True)
         return True
@@ -173,7 +172,7 @@ class Segment:
 
     def _is_moved_away(self, here: Sequence[str]) -> bool:
         """Whether the job was submitted again elsewhere, because of nodes that have failed before."""
-        bad = commands.excludable(self.logs, commands.PATIENCE_SECONDS)
+        bad = nodes.excludable(self.logs, commands.PATIENCE_SECONDS)
         if self.script is None or not set(bad) & set(here):
             return False
         try:

@@ -52,8 +52,7 @@ class Study:
     @classmethod
     def read(cls, folder: GridDirectory) -> Study:
         """The study in a directory; UserError if it was not launched on Slurm."""
-        directory = slurm_directory(folder)
-        value = read_json(directory / "launch.json")
+        value = read_json(folder.slurm_launch)
         if not value:
             raise UserError(f"{folder.path} holds no study on Slurm; launch one with --cluster FILE")
         allocations = {
@@ -61,12 +60,12 @@ class Study:
             for name, item in value.pop("allocations").items()
         }
         launch = Launch(**{**value, "runs": tuple(value["runs"])}, allocations=allocations)
-        return cls(folder, load_grid(folder.grid_file), load_slurm_cluster(directory / "cluster.yaml"), launch)
+        return cls(folder, load_grid(folder.grid_file), load_slurm_cluster(folder.slurm / "cluster.yaml"), launch)
 
     @property
     def directory(self) -> Path:
         """Where the job scripts lie."""
-        return slurm_directory(self.folder)
+        return self.folder.slurm
 
     @property
     def checkpoints_file(self) -> Path:
@@ -111,7 +110,7 @@ class Study:
             **vars(self.launch),
             "allocations": {k: dataclasses.asdict(v) for k, v in self.launch.allocations.items()},
         }
-        files.write_json(self.directory / "launch.json", value)
+        files.write_json(self.folder.slurm_launch, value)
 
     def write_checkpoints(self) -> None:
         """Keep the list of checkpoints; nothing that was listed before changes its place."""
@@ -129,16 +128,6 @@ class Study:
 
 OTHER_JOBS = ("prepare", "evaluate", "report", "keeper")
 """Jobs beside the trainings."""
-
-
-def slurm_directory(folder: GridDirectory) -> Path:
-    """Where a grid's job scripts lie."""
-    return folder.path / "slurm"
-
-
-def is_on_slurm(folder: GridDirectory) -> bool:
-    """Whether the grid in the directory was launched on Slurm."""
-    return (slurm_directory(folder) / "launch.json").is_file()
 
 
 def listed_checkpoints(path: Path) -> list[tuple[str, int]]:

@@ -139,14 +139,14 @@ def test_a_run_says_what_it_waits_for(smoke, folder, names):
         assert line(smoke, folder, names[3]).reason == "for its turn"
         (folder.data / "manifest.json").unlink()
         assert line(smoke, folder, names[3]).reason == "for the data"
-    queue = {"prepare": QueuedJob("3", "RUNNING")}
+    queue = {"encode the documents": QueuedJob("3", "RUNNING")}
     assert line(smoke, folder, names[3], queue).reason == "for the data"
-    record(folder, "prepare").add("gave up", reason="the corpus has no Chinese")
+    record(folder, "encode the documents").add("gave up", reason="the corpus has no Chinese")
     (folder.logs / "prepare.log").write_text("...")
-    assert line(smoke, folder, names[3]).reason == "prepare failed"
+    assert line(smoke, folder, names[3]).reason == "encode the documents failed"
     text = shown(smoke, folder)
-    assert f"{names[3]} waiting: prepare failed" in text
-    assert f"prepare failed: the corpus has no Chinese; log: {folder.logs / 'prepare.log'}" in text
+    assert f"{names[3]} waiting: encode the documents failed" in text
+    assert f"encode the documents failed: the corpus has no Chinese; log: {folder.logs / 'prepare.log'}" in text
 
 
 def test_the_grid_has_an_eta_when_all_that_is_left_runs(smoke, folder, names):
@@ -200,10 +200,10 @@ def test_how_old_the_report_is(smoke, folder, names):
     assert status_value(smoke, folder)["results_since_report"] == 0
     later = folder.report_page.stat().st_mtime + 10
     os.utime(folder.result(names[0], 5), (later, later))
-    record(folder, "report").add("gave up", reason="no space left")
+    record(folder, "write the report").add("gave up", reason="no space left")
     value = status_value(smoke, folder)
     assert (value["results_since_report"], value["report"]) == (1, str(folder.report_page))
-    assert value["failed"]["report"]["message"] == "no space left"
+    assert value["failed"]["write the report"]["message"] == "no space left"
     assert "(1 result is newer)" in shown(smoke, folder, width=400)
 
 
@@ -295,10 +295,10 @@ def test_control_c_ends_the_watching_alone(smoke, folder, terminal):
 
 def test_a_preparation_that_failed_and_then_succeeded_is_no_failure(smoke, folder):
     (folder.data / "manifest.json").unlink()
-    kept = record(folder, "prepare")
+    kept = record(folder, "encode the documents")
     kept.add("gave up", code=2, reason="the corpus has no Chinese")
-    assert "prepare" in status_value(smoke, folder)["failed"]
+    assert "encode the documents" in status_value(smoke, folder)["failed"]
     kept.add("started", job="9.0")
-    assert status_value(smoke, folder, {"prepare": QueuedJob("9", "RUNNING")})["failed"] == {}
+    assert status_value(smoke, folder, {"encode the documents": QueuedJob("9", "RUNNING")})["failed"] == {}
     kept.add("ended", job="9.0", code=0)
     assert status_value(smoke, folder)["failed"] == {}

@@ -3,29 +3,19 @@ traceback, leaves no process behind and changes no file."""
 
 from __future__ import annotations
 
-import csv
 import json
-import os
-import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 from commands import REPOSITORY
+from marked_processes import MARK, assert_one_line, environment, module
 
 RUN = "large-40960"
-MARK = "WRONG_INPUT_TEST"
-"""Environment variable by which the processes of a command are found, whatever group or session they are in."""
-
 GRID = """\
 name: tiny
 tokenizer:
@@ -87,10 +77,6 @@ class Place:
     ) -> list[str]:
         arguments = ["--grid", grid, "--run", run, "--out", out or self.out, "--data", data or self.smoke_data]
         return module("recipes.pretrain", *arguments, *settings)
-
-
-def module(name: str, *arguments: object) -> list[str]:
-    return [sys.executable, "-m", name, *map(str, arguments)]
 
 
 def changed(path: Path, change: Callable[[bytes], bytes]) -> None:
@@ -333,22 +319,6 @@ CASES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
 }
 
 
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "COLUMNS": "200", **more}
-
-
-def processes_of(mark: str) -> list[psutil.Process]:
-    """Every process that descends from the command that was given `mark`."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
 def listing(root: Path) -> dict[str, bytes]:
     """Every file and directory below with its content; the lock of a run's directory is no state."""
     return {
@@ -363,25 +333,6 @@ def place(tmp_path, smoke_data, layout_runs) -> Place:
     return Place(tmp_path, smoke_data, layout_runs["single"])
 
 
-@pytest.fixture
-def mark() -> Iterator[str]:
-    """A value for `MARK`; at the end no process that was given it is left."""
-    mark = uuid.uuid4().hex
-    yield mark
-    left = processes_of(mark)
-    for process in left:
-        process.kill()
-    assert not left
-
-
-def assert_one_line(done: subprocess.CompletedProcess, said: str, code: int = 2) -> None:
-    assert done.returncode == code, done.stderr
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
-    assert re.match(r"error: \S", lines[0])
-    assert re.search(said, lines[0]), lines[0]
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_a_wrong_input_is_one_line_and_changes_nothing(place, mark, case):
     make, said = CASES[case]
@@ -391,70 +342,3 @@ def test_a_wrong_input_is_one_line_and_changes_nothing(place, mark, case):
     assert_one_line(done, said)
     assert "Traceback" not in done.stdout
     assert listing(place.root) == before
-
-
-# Several processes: the launcher speaks for all of them.
-
-
-def launch(place: Place, *settings: str, options: tuple[object, ...] = ("--nproc-per-node", 2)) -> list[str]:
-    arguments = ["--grid", "smoke", "--run", RUN, "--out", place.out, "--data", place.smoke_data, *settings]
-    return module("recipes.launch", *options, "--", *arguments)
-
-
-def test_a_mistake_of_all_processes_is_said_once(place, mark):
-    command = launch(place, "tensor_parallel=2", "micro_batch_size=3")
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(**{MARK: mark}), timeout=120)
-    assert_one_line(done, r"global_batch_size 16 is no multiple of micro_batch_size 3; .* would divide it")
-    assert not list(place.root.iterdir())
-
-
-@pytest.fixture
-def taken_port() -> Iterator[int]:
-    with socket.socket() as taken:
-        taken.bind(("", 0))
-        taken.listen()
-        yield taken.getsockname()[1]
-
-
-def test_port_in_use(place, mark, taken_port):
-    """Under the launcher its own store binds the port, under srun the run's first process."""
-    options = ("--nnodes", 1, "--nproc-per-node", 2, "--master-addr", "127.0.0.1", "--master-port", taken_port)
-    command = launch(place, "tensor_parallel=2", options=options)
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(**{MARK: mark}), timeout=120)
-    assert_one_line(done, rf"port .* is in use .*{taken_port}.*; give another --master-port")
-    assert not list(place.root.iterdir())
-
-    alone = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken_port), "WORLD_SIZE": "2", "RANK": "0"}
-    command = place.pretrain("tensor_parallel=2")
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=environment(**alone, **{MARK: mark}), timeout=120
-    )
-    assert_one_line(done, rf"port {taken_port} of 127\.0\.0\.1 is in use; give another MASTER_PORT")
-    assert not list(place.out.rglob("step_*"))
-
-
-def test_a_process_that_dies(place, mark):
-    """Rank 1 is killed in the middle of a step: the other ends, the launcher says so, and what was saved is whole."""
-    command = launch(place, "tensor_parallel=2", "tokens=4096000", "num_checkpoints=200")
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(**{MARK: mark})
-    )
-    checkpoints = place.out / RUN / "checkpoints"
-    deadline = time.monotonic() + 120
-    while not (checkpoints / "step_20" / "manifest.json").exists():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.01)
-    victim = next(it for it in processes_of(mark) if it.environ().get("RANK") == "1")
-    victim.send_signal(signal.SIGKILL)
-    output, errors = process.communicate(timeout=120)
-    done = subprocess.CompletedProcess(command, process.returncode, output, errors)
-    assert_one_line(done, r"process 1 of the run was ended by SIGKILL .*; run the same command again to go on", 137)
-    assert not processes_of(mark)
-    from recipes import checkpoint
-
-    steps = checkpoint.list_steps(place.out / RUN)
-    assert len(steps) >= 2
-    for step in steps:
-        assert checkpoint.verify(checkpoints / f"step_{step}").step == step
-    with open(place.out / RUN / "loss.csv", encoding="utf-8", newline="") as file:
-        assert all(len(row) == 10 for row in csv.reader(file))
