@@ -155,6 +155,7 @@ def test_results_are_renewed_when_something_changed(checkpoints, benchmarks, eva
     assert ran("--limit", 2) == []
     assert ran("--limit", 3) == ["cluewsc", "gsm8k"]
     assert ran("--limit", 3, "--dtype", "bfloat16") == ["cluewsc", "gsm8k"]
+    assert ran("--limit", 3, "--backend", "hf") == ["cluewsc", "gsm8k"]
     assert ran() == ["cluewsc", "gsm8k"]
     with open(data / "gsm8k/test.jsonl", "a") as file:
         file.write("\n")
