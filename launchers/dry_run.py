@@ -36,7 +36,7 @@ def print_plan(
 ) -> None:
     """Print what a launch would do and how long it would take on this machine."""
     check_unchanged(grid, folder)
-    tasks = tasks_of(grid)
+    tasks = tasks_of(grid, benchmarks)
     corpus_bytes = sum(item.bytes for item in find_inputs(corpus)) if corpus else None
     plan = build_plan(grid, folder, corpus, benchmarks, runs, jobs)
     rates = measure([run.settings.hidden_size for run in runs], jobs)

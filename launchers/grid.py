@@ -207,7 +207,7 @@ def _launch(
         write_sources(sources, folder)
         plan = build_plan(grid, folder, corpus, benchmarks, runs, num_jobs(()) if gpus else jobs)
         rates = measure([run.settings.hidden_size for run in runs], jobs)
-        num_tasks = len(tasks_of(grid))
+        num_tasks = len(tasks_of(grid, benchmarks))
         estimator = Estimator(runs, folder, rates, num_tasks, grid.evaluation.limit, sources["bytes"], jobs)
         display = Display(plan, estimator, jobs, console)
         done = sum(step.done() for step in plan)
