@@ -85,7 +85,12 @@ def test_a_node_that_cannot_start_a_job(slurm, study, what):
     """Slurm drains it and holds the job, be it the keeper; it is let go, and runs elsewhere."""
     study.behave(training_seconds=20)
     study.launch()
-    (job,) = study.jobs(what)
+    waiting = []
+    # One that will not start in this moment: a keeper's successor, a training behind the preparation.
+    slurm.wait(
+        lambda: waiting.extend(j for j in study.jobs(what) if j["reason"] in ("BeginTime", "Dependency")) or waiting, 30
+    )
+    job = waiting[0]
     broken = slurm.root / "broken" / job["id"]
     broken.touch()
     slurm.wait(lambda: "drain" in slurm.run("sinfo", "--noheader", "--format=%T"), 60, study.describe)
