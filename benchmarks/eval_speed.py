@@ -90,7 +90,10 @@ def _measure(arguments: argparse.Namespace, directory: Path) -> dict[str, Measur
 
     torch.set_num_threads(arguments.threads)
     harness.silence()
-    wanted = definitions.load(arguments.tasks.split(","))
+    names = arguments.tasks.split(",")
+    wanted = definitions.load(names, arguments.data)
+    for line in definitions.left_out(names, arguments.data):
+        print(line, flush=True)
     tasks = task_scores.load_tasks(wanted, arguments.data)
 
     def load(backend: str) -> Any:
