@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis import bootstrap
+from analysis import bootstrap, mapping, problems
 from analysis.names import in_order, task_title
-from analysis.table import load, run_ids
+from analysis.table import run_ids
 from tokenizer import cli
 
 
@@ -86,64 +86,82 @@ def reference() -> dict[str, Reference]:
     }
 
 
-def weighted_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mid-ranks of `values` (n,) when point i occurs weights[b, i] times: shape (b, n).
+def drawn_correlations(
+    x: np.ndarray, y: np.ndarray, run: np.ndarray, draws: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Spearman's and Pearson's correlation for each row of `draws` (b, runs), how often each run counts.
 
-    Equal to scipy.stats.rankdata of the sample written out with its repetitions.
+    x, y (n,), run (n,) codes from 0. Equal to the correlations of the sample written out with its
+    repetitions, but all sums over checkpoints are first taken within runs, so that products of matrices remain.
     """
+    num_runs = draws.shape[1]
+    member = np.eye(num_runs)[run]
+    x, y = x - x.mean(), y - y.mean()
+    moments = np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], axis=1)
+    count, sx, sy, sxx, syy, sxy = (draws @ (member.T @ moments)).T
+    pearson = _ratio(sxy - sx * sy / count, sxx - sx**2 / count, syy - sy**2 / count, sxx, syy)
+    below_x, below_y = _counts_below(x, member), _counts_below(y, member)
+    spearman = np.empty(len(draws))
+    rows = max(1, _ELEMENTS // len(x))
+    for begin in range(0, len(draws), rows):
+        part = slice(begin, begin + rows)
+        weights, middle = draws[part], count[part, None] / 2
+        ranks_x, ranks_y, each = weights @ below_x - middle, weights @ below_y - middle, weights[:, run]
+        weighted_x = each * ranks_x
+        products = [
+            np.einsum("bn,bn->b", weighted, ranks)
+            for weighted, ranks in ((weighted_x, ranks_y), (weighted_x, ranks_x), (each * ranks_y, ranks_y))
+        ]
+        spearman[part] = _ratio(*products, *[count[part] ** 3] * 2)
+    return spearman, pearson
+
+
+_ELEMENTS = 200_000
+"""Draws times checkpoints held in memory at once."""
+
+
+def _counts_below(values: np.ndarray, member: np.ndarray) -> np.ndarray:
+    """For each run and checkpoint how many of the run's values are smaller, equal ones as a half: (runs, n)."""
     order = np.argsort(values, kind="stable")
-    _, first, group = np.unique(values, return_index=True, return_inverse=True)
-    first = np.searchsorted(values[order], values[first])
-    totals = np.add.reduceat(weights[:, order], first, axis=1)
-    below = np.cumsum(totals, axis=1) - totals
-    return (below + (totals + 1) / 2)[:, group]
+    cumulative = np.concatenate([np.zeros((1, member.shape[1])), np.cumsum(member[order], axis=0)])
+    first = np.searchsorted(values[order], values, side="left")
+    last = np.searchsorted(values[order], values, side="right")
+    return ((cumulative[first] + cumulative[last]) / 2).T
 
 
-def weighted_pearson(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Pearson's r for each row of `weights` (b, n); x and y are (n,) or (b, n). NaN where one is constant."""
-    total = weights.sum(axis=1, keepdims=True)
-    dx = x - (weights * x).sum(axis=1, keepdims=True) / total
-    dy = y - (weights * y).sum(axis=1, keepdims=True) / total
-    sxx = (weights * dx * dx).sum(axis=1)
-    syy = (weights * dy * dy).sum(axis=1)
-    sxy = (weights * dx * dy).sum(axis=1)
-    # Relative, because the mean of equal numbers differs from them by rounding.
-    scale_x = (weights * np.square(x)).sum(axis=1)
-    scale_y = (weights * np.square(y)).sum(axis=1)
-    constant = (sxx <= 1e-24 * scale_x) | (syy <= 1e-24 * scale_y)
+def _ratio(sxy: np.ndarray, sxx: np.ndarray, syy: np.ndarray, scale_x: np.ndarray, scale_y: np.ndarray) -> np.ndarray:
+    """sxy / sqrt(sxx syy), NaN where one of them is nothing but rounding of its scale."""
+    constant = (sxx <= 1e-12 * scale_x) | (syy <= 1e-12 * scale_y)
     with np.errstate(divide="ignore", invalid="ignore"):
-        r = sxy / np.sqrt(sxx * syy)
-    return np.where(constant, np.nan, np.clip(r, -1, 1))
+        return np.where(constant, np.nan, np.clip(sxy / np.sqrt(sxx * syy), -1, 1))
 
 
 def _correlation(task: str, metric: str, rows: pd.DataFrame, loss: str, replicates: int, seed: int) -> Correlation:
     run, run_index = np.unique(run_ids(rows).to_numpy(dtype=str), return_inverse=True)
     x = rows[loss].to_numpy(dtype=float)
     y = rows["value"].to_numpy(dtype=float) * np.where(rows["higher_is_better"], 1, -1)
-    reason = ""
+    reason = problems.incomparable(rows)
     if len(run) < bootstrap.MINIMUM_RUNS:
         reason = f"{len(run)} run{'s' * (len(run) != 1)} with this task; at least {bootstrap.MINIMUM_RUNS} are needed"
+    elif not np.isfinite(x).all():
+        reason = f"{loss} is empty at {int((~np.isfinite(x)).sum())} of {len(x)} checkpoints"
     elif np.ptp(x) == 0:
         reason = f"the loss is {x[0]:g} at every checkpoint"
     elif np.ptp(y) == 0:
         reason = f"performance is {abs(y[0]):g} at every checkpoint"
     if reason:
         return Correlation(task, metric, len(run), len(x), *[float("nan")] * 6, reason)
-    ones = np.ones((1, len(x)))
-    weights = bootstrap.multiplicities(len(run), replicates, seed)[:, run_index].astype(float)
-    pearson = float(weighted_pearson(x, y, ones)[0])
-    spearman = float(weighted_pearson(weighted_ranks(x, ones), weighted_ranks(y, ones), ones)[0])
-    drawn_pearson = weighted_pearson(x, y, weights)
-    drawn_spearman = weighted_pearson(weighted_ranks(x, weights), weighted_ranks(y, weights), weights)
+    draws = bootstrap.multiplicities(len(run), replicates, seed).astype(float)
+    spearman, pearson = drawn_correlations(x, y, run_index, np.concatenate([np.ones((1, len(run))), draws]))
     return Correlation(
         task,
         metric,
         len(run),
         len(x),
-        spearman,
-        *bootstrap.percentile_interval(drawn_spearman),
-        pearson,
-        *bootstrap.percentile_interval(drawn_pearson),
+        float(spearman[0]),
+        *bootstrap.percentile_interval(spearman[1:]),
+        float(pearson[0]),
+        *bootstrap.percentile_interval(pearson[1:]),
         "",
     )
 
@@ -155,10 +173,13 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("path", type=Path, help="a grid directory, or a .csv or .parquet results table")
+    mapping.add_options(parser)
     parser.add_argument("--replicates", type=int, default=bootstrap.REPLICATES, help="default: %(default)s")
+    parser.add_argument("--out", type=Path, help="also write the numbers to this .csv or .parquet file")
     arguments = parser.parse_args(argv)
-    for result in correlations(load(arguments.path), replicates=arguments.replicates):
+    mapping.check_replicates(arguments.replicates)
+    results = correlations(mapping.load_as_asked(arguments), replicates=arguments.replicates)
+    for result in results:
         name = f"{task_title(result.task)} {result.metric}"
         if result.reason:
             print(f"{name:32} not computed: {result.reason}")
@@ -167,6 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
                 f"{name:32} Spearman {result.spearman:+.3f} [{result.spearman_low:+.3f}, {result.spearman_high:+.3f}]"
                 f"  Pearson {result.pearson:+.3f} [{result.pearson_low:+.3f}, {result.pearson_high:+.3f}]"
             )
+    mapping.write_results(as_table(results), arguments.out)
     return None
 
 

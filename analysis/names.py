@@ -17,12 +17,27 @@ TASK_TITLES = {
     "ceval": "C-Eval",
     "gsm8k": "GSM8K",
     "gsm8k_zh": "GSM8K-Chinese",
+    "word_unscramble": "Word unscramble",
+    "modified_arithmetic": "Modified arithmetic",
+    "ipa_transliterate": "IPA transliterate",
 }
-"""Titles of the paper's tasks, in the order of its Fig. 1; other tasks follow under their own names."""
+"""Titles of the paper's tasks, in the order of its Fig. 1 and 8; other tasks follow under their own names."""
 
 LANGUAGE_TITLES = {"en": "English", "zh": "Chinese"}
 
-METRIC_TITLES = {"acc": "accuracy", "exact_match": "exact match"}
+METRIC_TITLES = {
+    "acc": "accuracy",
+    "acc_norm": "accuracy (by length)",
+    "exact_match": "exact match",
+    "f1": "F1",
+    "correct_choice_prob": "CorrectChoiceProb",
+    "brier": "Brier score",
+    "ece": "calibration error",
+    "loglikelihood_per_token": "log-likelihood per token, right option",
+    "loglikelihood_per_token_wrong": "log-likelihood per token, wrong options",
+    "loglikelihood_per_character": "log-likelihood per character, right option",
+    "loglikelihood_per_character_wrong": "log-likelihood per character, wrong options",
+}
 
 
 def task_title(task: str) -> str:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
 from pathlib import Path
 
+ABSENT = "–"
+"""What stands where no number is known."""
+
 LARGEST_SVG = 1_500_000
 """Bytes above which a figure is embedded as PNG: thousands of markers make a slow vector picture."""
+
+
+POLICY = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+"""What a page may use: itself. The browser then refuses to load anything, whatever a script in it asks for."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,23 @@ def number(value: object) -> Cell:
 def with_interval(value: str, low: str, high: str) -> Cell:
     """A number and its interval."""
     return Cell(f"{escape(value)} <small>[{escape(low)}, {escape(high)}]</small>", numeric=True)
+
+
+def interval(value: float, low: float, high: float, style: str) -> Cell:
+    """A number and its interval in a format such as `+.3f`; without the interval where it is not known."""
+    if not math.isfinite(low):
+        return number(decimal(value, style))
+    return with_interval(decimal(value, style), decimal(low, style), decimal(high, style))
+
+
+def decimal(value: float, style: str) -> str:
+    """A number in a format such as `+.3f`, with a true minus; a dash where it is not known."""
+    return f"{value:{style}}".replace("-", "−") if math.isfinite(value) else ABSENT
+
+
+def nothing() -> Cell:
+    """A number that is not known."""
+    return number(ABSENT)
 
 
 def verdict(word: str) -> Cell:
@@ -88,6 +113,11 @@ def section(title: str, *parts: str) -> str:
     return f"<section>\n<h2>{escape(title)}</h2>\n" + "\n".join(parts) + "\n</section>"
 
 
+def details(words: str, html: str) -> str:
+    """Something to be opened: `words` are always seen."""
+    return f"<details><summary>{escape(words)}</summary>\n{html}\n</details>"
+
+
 def caption(words: str) -> str:
     """A remark in small grey letters."""
     return f'<p class="caption">{escape(words)}</p>'
@@ -102,6 +132,7 @@ def document(title: str, lead: str, body: Sequence[str], footer: str) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title>
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <link rel="icon" href="data:,">
 <style>
 {css}</style>

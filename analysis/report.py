@@ -1,11 +1,11 @@
-"""The report of a grid: a results table, correlations with loss, thresholds, figures, and one HTML page that
-opens without a network and says in plain sentences what they show and how certain it is.
+"""The report of a grid: a results table, what follows from it with the uncertainty of each number, figures, and one
+HTML page that opens without a network, says in plain sentences what was found, and lets the reader look for himself.
 
     python -m analysis.report runs/realtext
-    python -m analysis.report other_models.csv --out report
+    python -m analysis.report other_models.csv --out report --map loss=c4_loss
 
-Written into the output folder: index.html, results.csv, correlation.csv, thresholds.csv, and the figures as
-PNG and SVG. A grid that is still being trained gives a report of what is there, and says what is missing.
+Written into the output folder: index.html, the numbers as CSV, and the figures as PNG and SVG. A grid that is still
+being trained gives a report of what is there, and says what is missing.
 """
 
 from __future__ import annotations
@@ -20,59 +20,81 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import bootstrap, chance, correlation, figures, page, result_files, sections, summary, table, threshold
+from analysis import (
+    bootstrap,
+    findings,
+    interactive,
+    mapping,
+    metric_findings,
+    page,
+    report_figures,
+    result_files,
+    same_loss,
+    sections,
+    summary,
+    table,
+)
+from analysis.statements import Statements, infer
 from tokenizer import cli
 from tokenizer.cli import UserError
 from tokenizer.files import write_text
 
-_PACKAGES = ("numpy", "scipy", "pandas", "matplotlib")
+_PACKAGES = ("numpy", "scipy", "pandas", "statsmodels", "matplotlib", "plotly")
 
 
 def write_report(
-    path: Path, out: Path, *, replicates: int = bootstrap.REPLICATES, seed: int = 0, command: str = ""
+    path: Path,
+    out: Path,
+    *,
+    results: pd.DataFrame | None = None,
+    margin: float = same_loss.MARGIN,
+    replicates: int = bootstrap.REPLICATES,
+    seed: int = 0,
+    command: str = "",
 ) -> tuple[Path, list[str]]:
     """Write the report of the grid directory or table `path` into `out`; its page, and the summary's sentences.
 
-    Raises UserError for a table that `analysis.load` refuses.
+    Args:
+        results: the table if it was loaded already; `path` then tells only what runs there are.
+        margin: difference at equal loss that counts as none, in units of the metric.
+        replicates: bootstrap draws of runs behind every interval.
+        command: what the reader would type to get this report, for its provenance.
+
+    Raises:
+        UserError: for a table that `analysis.load` refuses.
     """
-    results = table.load(path)
+    results = table.load(path) if results is None else results
     states = result_files.run_states(path) if path.is_dir() else []
     curves = result_files.read_loss_curves(path) if path.is_dir() else {}
-    metrics = table.primary_metrics(results)
-
-    correlations = correlation.correlations(results, replicates=replicates, seed=seed)
-    thresholds = threshold.thresholds(results, replicates=replicates, seed=seed)
-    best = chance.at_lowest_loss(results)
+    found = infer(results, margin=margin, replicates=replicates, seed=seed)
     table.write(results, out / "results.csv")
-    table.write(correlation.as_table(correlations), out / "correlation.csv")
-    table.write(threshold.as_table(thresholds), out / "thresholds.csv")
-    performance = figures.save(figures.performance_against_loss(results, thresholds), out / "performance_against_loss")
+    for name, numbers in found.tables().items():
+        table.write(numbers, out / f"{name}.csv")
 
-    shown = [result for result in thresholds if metrics[result.task] == result.metric]
-    shown_correlations = [result for result in correlations if metrics[result.task] == result.metric]
-    sentences = [
-        summary.scope(results),
-        summary.above_chance(best),
-        *summary.verdicts(shown, best),
-        summary.correlation(shown_correlations),
-    ]
+    mixed, partial, cut = summary.mixtures(results), summary.progress(states), summary.short_context(results)
+    sentences = _sentences(results, found)
     body = []
-    mixed = summary.mixtures(results)
     if mixed:
         body.append(page.box(mixed, "loud", "These numbers do not all compare with each other"))
-    partial = summary.progress(states)
     if partial:
         body.append(page.box([partial], "note", "Not finished"))
     body.append(page.bullets(sentences, style="summary"))
-    cut = summary.short_context(results)
     if cut:
         body.append(page.box(cut, "note", "Short context"))
-    body.append(page.section("Performance against pre-training loss", _performance_figure(performance)))
-    if curves:
-        body.append(page.section("Loss curves", _curves_figure(curves, results, out)))
+    drawn = report_figures.Drawn(results, found, out)
+    body.append(page.section("Performance against pre-training loss", drawn.against_loss()))
+    body.append(interactive.view(results, found.thresholds, found.critical))
     body += [
-        sections.thresholds(thresholds, {result.task: result for result in best}),
-        sections.correlations(correlations),
+        sections.thresholds(found.thresholds, found.best, found.first_above, found.primary),
+        metric_findings.section(found, drawn.metrics()),
+        findings.same_loss(found.same_loss, found.same_in_decay),
+        findings.axes(found.axes, found.critical, drawn.against_compute()),
+        sections.correlations(found.correlations, found.primary, drawn.table_2()),
+        findings.scaling(found.law, found.shown, drawn.scaling()),
+    ]
+    if curves:
+        body.append(page.section("Loss curves", drawn.loss_curves(curves)))
+    body += [
         sections.runs(results, states),
         sections.asked(results),
         sections.methods(results, replicates, seed),
@@ -81,44 +103,26 @@ def write_report(
     grids = ", ".join(sorted({name for name in results["grid"].unique() if name})) or path.stem
     title = f"Performance against pre-training loss: {grids}"
     lead = "At which loss does an ability appear? Each checkpoint of each run, evaluated on each task."
-    footer = (
-        "Beside this page: results.csv (one row per checkpoint, task and metric), correlation.csv, thresholds.csv, "
-        "and the figures as PNG and SVG."
-    )
+    files = ", ".join(f"{name}.csv" for name in ("results", *found.tables()))
+    footer = f"Beside this page: {files}, and the figures as PNG and SVG."
     index = out / "index.html"
     write_text(index, page.document(title, lead, body, footer))
     return index, [*mixed, *([partial] if partial else []), *sentences, *cut]
 
 
-def _performance_figure(paths: tuple[Path, Path]) -> str:
-    return page.figure(
-        *paths,
-        alternative="One panel a task: performance of every checkpoint against its held-out loss.",
-        caption=(
-            "One marker a checkpoint, filled at the end of a run; loss falls to the right. Bars: 95 % intervals over "
-            "rows, cut at the panel's edge. Dashed: chance. Orange: a threshold η with its 95 % interval, drawn only "
-            "where the verdict is emergent. Panels have different heights, of 0.16 at least."
-        ),
-    )
-
-
-def _curves_figure(curves: dict[str, pd.DataFrame], results: pd.DataFrame, out: Path) -> str:
-    sizes = dict(zip(results["run"], results["size"], strict=True))
-    # Runs without a result file have no size to be coloured by yet.
-    known = {run: curve for run, curve in curves.items() if run in sizes}
-    if not known:
-        return page.caption("None of the evaluated runs has a loss.csv.")
-    paths = figures.save(figures.loss_curves(known, sizes, figures.sizes_in_order(results)), out / "loss_curves")
-    left_out = sorted(set(curves) - set(known))
-    return page.figure(
-        *paths,
-        alternative="Training and held-out loss of every run against tokens, in total and by language.",
-        caption=(
-            "Training loss as a running mean, held-out loss at checkpoints, in total and by language, on common axes; "
-            "the first steps are left out."
-            + (f" Not drawn, because nothing of them is evaluated yet: {', '.join(left_out)}." if left_out else "")
-        ),
-    )
+def _sentences(results: pd.DataFrame, found: Statements) -> list[str]:
+    """The summary: what was looked at, then what was found, thresholds first."""
+    sentences = [
+        summary.scope(results),
+        *summary.verdicts(found.shown, list(found.best.values())),
+        summary.above_chance(list(found.best.values())),
+        findings.same_loss_sentence(found.same_loss),
+        findings.axes_sentence(found.axes),
+        summary.correlation(found.shown_correlations),
+        *metric_findings.sentences(found),
+        findings.scaling_sentence(found.law, found.shown),
+    ]
+    return [sentence for sentence in sentences if sentence]
 
 
 def _own_provenance(command: str) -> list[tuple[str, str]]:
@@ -145,26 +149,37 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("path", type=Path, help="a grid directory (runs/<grid>), or a .csv or .parquet results table")
+    mapping.add_options(parser)
     parser.add_argument(
         "--out", type=Path, help="folder to write (default: <grid>/report; for a table <name>-report beside it)"
     )
     parser.add_argument(
         "--replicates", type=int, default=bootstrap.REPLICATES, help="bootstrap draws of runs (default: %(default)s)"
     )
+    parser.add_argument(
+        "--margin",
+        type=float,
+        default=same_loss.MARGIN,
+        help="difference at equal loss that counts as none, in units of the metric (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     arguments = parser.parse_args(argv)
     if arguments.replicates < 100:
         raise UserError(f"--replicates {arguments.replicates}: a 95 % interval needs at least 100")
+    if not arguments.margin > 0:
+        raise UserError(f"--margin {arguments.margin:g}: give a difference above 0, as 0.02")
     path = arguments.path
     out = arguments.out or (path / "report" if path.is_dir() else path.with_name(f"{path.stem}-report"))
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; give a folder")
+    results = mapping.load_as_asked(arguments)
     given = list(argv) if argv is not None else sys.argv[1:]
     index, sentences = write_report(
         path,
         out,
+        results=results,
+        margin=arguments.margin,
         replicates=arguments.replicates,
         seed=arguments.seed,
         command=" ".join(["python -m analysis.report", *given]),

@@ -7,24 +7,30 @@ checkpoint manifests appear whole or not at all.
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import yaml
 
+from analysis.columns import FRACTIONS
 from emergence_eval.results import read_result
 from tokenizer.cli import UserError
 
 RESERVED = ("tokenizer", "data", "report", "logs")
 """Folders of a grid directory that are no runs."""
 
-METRICS = ("acc", "exact_match", "correct_choice_prob", "brier")
-"""Metrics of a result file that become rows of the table, those of Du et al. 2024; a file holds more."""
+DECAYED = 0.5
+"""A checkpoint is from the decay phase of its schedule if its learning rate has fallen below this share of the run's
+peak (*ours*). Of a cosine that ends at a tenth of the peak that is the last 46 % of the steps, of one that holds the
+peak and decays at the end about the second half of the decay."""
 
 _TASK_FIELDS = ("language", "kind", "prompting", "task_hash", "num_fewshot", "num_fewshot_used_mean")
-_TASK_COUNTS = ("truncated_rows", "rows", "rows_available", "chance")
+_TASK_COUNTS = ("truncated_rows", "rows", "rows_available")
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,50 @@ def read_grid(grid: Path) -> pd.DataFrame:
         rows.extend(_rows(path))
     if not rows:
         raise UserError(f"{grid}: none of the {len(paths)} result files holds a task; evaluate again")
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    decaying = {run: decay_start(run) for run in {path.parents[1] for path in paths}}
+    start = table.pop("directory").map(decaying).astype(float)
+    table["decay"] = table["step"] >= start.fillna(math.inf)
+    return table
+
+
+def decay_start(run: Path) -> float | None:
+    """The first step at which a run's learning rate is below `DECAYED` of its peak and the peak is behind it; None if
+    it never is, or if nothing tells.
+
+    Read from the learning rates that its loss.csv recorded, which know every schedule; else computed from the settings
+    in its run.yaml, whose schedule is linear warm-up and a cosine to the minimum at the run's last step.
+    """
+    return _decay_recorded(run / "loss.csv") or _decay_configured(run / "run.yaml")
+
+
+def _decay_recorded(path: Path) -> float | None:
+    try:
+        # A run that is being trained may be caught in the middle of its last line.
+        curve = pd.read_csv(path, usecols=["step", "learning_rate"], on_bad_lines="skip")
+    except (OSError, ValueError):
+        return None
+    curve = curve.apply(pd.to_numeric, errors="coerce").dropna().sort_values("step")
+    if curve.empty:
+        return None
+    rate = curve["learning_rate"].to_numpy()
+    behind = np.arange(len(rate)) > rate.argmax()
+    low = np.flatnonzero(behind & (rate < DECAYED * rate.max()))
+    return float(curve["step"].to_numpy()[low[0]]) if len(low) else None
+
+
+def _decay_configured(path: Path) -> float | None:
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))["settings"]
+        steps = round(int(settings["tokens"]) / (settings["global_batch_size"] * settings["sequence_length"]))
+        warmup = min(settings["warmup_steps"], math.ceil(settings["warmup_ratio"] * steps))
+        minimum = float(settings["min_learning_rate_ratio"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        return None
+    if minimum >= DECAYED:
+        return None
+    cosine = 2 * (DECAYED - minimum) / (1 - minimum) - 1
+    return warmup + (steps - warmup) * math.acos(cosine) / math.pi
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -85,14 +134,15 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         if name.startswith("heldout_"):
             common["loss_" + name.removeprefix("heldout_")] = value
     common |= {f"eval_{name}": value for name, value in asdict(result.environment).items()}
+    common |= {"unknown": ", ".join(checkpoint["unknown"]), "directory": path.parents[1]}
     return [
         common
         | {name: getattr(outcome, name) for name in (*_TASK_FIELDS, *_TASK_COUNTS)}
-        | {"task": task, "metric": metric}
+        # The task's chance level is that of its main metric.
+        | {"task": task, "metric": metric, "chance": outcome.chance if metric in FRACTIONS else None}
         | {name: value for name, value in asdict(number).items() if value is not None}
         for task, outcome in result.tasks.items()
         for metric, number in outcome.metrics.items()
-        if metric in METRICS
     ]
 
 

@@ -9,38 +9,72 @@ import pandas as pd
 from analysis import page
 from analysis.chance import AboveChance, guessing_level
 from analysis.correlation import Correlation, reference
-from analysis.figures import short_count
+from analysis.figures import loss_words, short_count
+from analysis.first_above import FirstAbove
 from analysis.names import in_order, language_title, metric_title, task_title
+from analysis.page import ABSENT
 from analysis.result_files import RunState
 from analysis.summary import signed
 from analysis.table import run_ids
 from analysis.threshold import EMERGENT, NOT_REACHED, Threshold
 
-ABSENT = "–"
+
+def thresholds(
+    results: Sequence[Threshold],
+    best: Mapping[str, AboveChance],
+    first_above: Sequence[FirstAbove],
+    primary: Mapping[str, str],
+) -> str:
+    """Verdict and η of each task under its first metric, with its score at the lowest loss; other metrics folded."""
+    first = [result for result in results if primary[result.task] == result.metric]
+    others = [result for result in results if primary[result.task] != result.metric]
+    tested = {(result.task, result.metric): result for result in first_above}
+    note = (
+        "In square brackets 95 % intervals: of a score over rows (Wilson), of losses over runs. ▲ above chance, "
+        "corrected for the number of tasks. η in nats per token. Above chance to: an estimate without a model, the "
+        "loss below which every group of checkpoints is above chance; it lies at or below η by what rows and runs "
+        "leave unseen. Lead: log-likelihood of the account with a threshold over the smooth one, on runs left out, "
+        "with its standard error over runs. Du et al. 2024 trained 1.5B to 32B models on another corpus with "
+        "another tokenizer: their losses are not on this scale."
+    )
+    why = [f"{task_title(result.task)}: {result.reason}." for result in first]
+    parts = [
+        _thresholds(first, best, tested),
+        page.caption(note),
+        page.details("Why these verdicts", page.bullets(why)),
+    ]
+    if others:
+        parts.append(page.details("The same under other metrics", _thresholds(others, best, tested)))
+    return page.section("Task by task", *parts)
 
 
-def thresholds(results: Sequence[Threshold], best: Mapping[str, AboveChance]) -> str:
-    """Verdict and η of each task, with its score at the lowest loss."""
+def _thresholds(
+    results: Sequence[Threshold], best: Mapping[str, AboveChance], tested: Mapping[tuple[str, str], FirstAbove]
+) -> str:
     published = reference()
     rows = []
     for result in results:
         at = best.get(result.task)
+        score, chance = page.number(ABSENT), ABSENT
         if at is not None and at.metric == result.metric:
             mark = " ▲" if at.above else ""
             score = page.with_interval(f"{at.value:.3f}{mark}", f"{at.low:.3f}", f"{at.high:.3f}")
             chance = f"{at.chance:.2f}"
-        else:
-            score, chance = page.number(ABSENT), ABSENT
+        eta = page.number(ABSENT)
         if result.verdict == EMERGENT:
-            eta = page.with_interval(f"{result.eta:.2f}", f"{result.eta_low:.2f}", f"{result.eta_high:.2f}")
+            eta = page.with_interval(*loss_words(result.eta, result.eta_low, result.eta_high))
         elif result.verdict == NOT_REACHED:
             eta = page.number(f"if any, < {result.eta_below:.2f}")
-        else:
-            eta = page.number(ABSENT)
+        up_to, above = tested.get((result.task, result.metric)), page.number(ABSENT)
+        if up_to is not None and up_to.loss == up_to.loss:
+            above = page.with_interval(*loss_words(up_to.loss, up_to.low, up_to.high))
         known = published.get(result.task)
         theirs = ABSENT if known is None else "smooth"
         if known is not None and known.threshold == known.threshold:
             theirs = f"≈\u00a0{known.threshold:g}"
+        lead = ABSENT
+        if result.heldout_lead == result.heldout_lead:
+            lead = f"{signed(result.heldout_lead, 1)} ± {result.heldout_error:.1f}"
         rows.append(
             [
                 page.text(task_title(result.task)),
@@ -49,30 +83,36 @@ def thresholds(results: Sequence[Threshold], best: Mapping[str, AboveChance]) ->
                 score,
                 page.verdict(result.verdict),
                 eta,
-                page.text(result.reason),
+                above,
+                page.number(lead),
                 page.text(theirs),
             ]
         )
     header = [
-        "task",
-        "metric",
-        "chance",
-        "at the lowest loss",
-        "verdict",
-        "η (nats per token)",
-        "why",
-        "Du\u00a0et\u00a0al.",
+        *("task", "metric", "chance", "at the lowest loss", "verdict", "η", "above chance to"),
+        *("lead (nats)", "Du\u00a0et\u00a0al."),
     ]
+    return page.table(header, rows)
+
+
+def correlations(results: Sequence[Correlation], primary: Mapping[str, str], figure: str = "") -> str:
+    """Spearman and Pearson with intervals, the published ones beside them; metrics but the first folded."""
+    first = [result for result in results if primary[result.task] == result.metric]
+    others = [result for result in results if primary[result.task] != result.metric]
+    runs = max(result.num_runs for result in results)
     note = (
-        "In square brackets 95 % intervals: of a score over rows (Wilson), of η over runs and fits. ▲ above chance, "
-        "corrected for the number of tasks. Du et al. 2024 trained 1.5B to 32B models on another corpus with "
-        "another tokenizer: their losses are not on this scale."
+        f"−1: performance rises whenever loss falls. 95 % intervals from draws of whole runs ({runs} here; with fewer "
+        "than about 10 they are rather too narrow). Du et al. 2024, Table 2: checkpoints of their 1.5B, 6B and 32B "
+        "runs; intervals were not published. Where no task rises from chance, "
+        "a correlation near 0 is what to expect, and one interval in twenty misses 0 by accident."
     )
-    return page.section("Task by task", page.table(header, rows, style="reasons"), page.caption(note))
+    parts = [figure, _correlations(first), page.caption(note)]
+    if others:
+        parts.append(page.details("The same under other metrics", _correlations(others)))
+    return page.section("Correlation of performance with loss", *parts)
 
 
-def correlations(results: Sequence[Correlation]) -> str:
-    """Spearman and Pearson with intervals, the published ones beside them."""
+def _correlations(results: Sequence[Correlation]) -> str:
     published = reference()
     rows = []
     for result in results:
@@ -89,22 +129,13 @@ def correlations(results: Sequence[Correlation]) -> str:
             ]
         )
     header = ["task", "metric", "Spearman", "Du\u00a0et\u00a0al.", "Pearson", "Du\u00a0et\u00a0al.", ""]
-    runs = max(result.num_runs for result in results)
-    note = (
-        f"−1: performance rises whenever loss falls. 95 % intervals from draws of whole runs ({runs} here; with fewer "
-        "than about 10 they are rather too narrow). Du et al. 2024, Table 2: checkpoints of their 1.5B, 6B and 32B "
-        "runs; intervals were not published. Where no task rises from chance, "
-        "a correlation near 0 is what to expect, and one interval in twenty misses 0 by accident."
-    )
-    return page.section(
-        "Correlation of performance with loss", page.table(header, rows, style="reasons"), page.caption(note)
-    )
+    return page.table(header, rows)
 
 
 def _coefficient(value: float, low: float, high: float) -> page.Cell:
     if value != value:
         return page.number(ABSENT)
-    return page.with_interval(signed(value), signed(low), signed(high))
+    return page.with_interval(*(signed(number, 3) for number in (value, low, high)))
 
 
 def runs(table: pd.DataFrame, states: Sequence[RunState]) -> str:
@@ -219,13 +250,18 @@ def methods(table: pd.DataFrame, replicates: int, seed: int) -> str:
     rows = int(table["rows"].median())
     half = 1.96 * (0.25 * 0.75 / rows) ** 0.5
     sentences = [
-        "Loss is the held-out loss of a checkpoint: the mean over the mixture of languages, in nats per token. Losses "
-        "compare only within one corpus and one tokenizer; nothing here can be read on another project's loss axis.",
+        f"Loss is the column {table.attrs.get('loss', 'loss')} of the table, in nats per token; of a grid of this "
+        "project the held-out loss, the mean over the mixture of languages. Losses compare only within one corpus and "
+        "one tokenizer; nothing here can be read on another project's loss axis.",
         "A threshold is Du et al. 2024's (arXiv 2403.15796, Eq. 3): performance is at chance for losses of η and more "
-        "and rises below it. Chance only, a smooth rise, and chance followed by a rise are fitted by weighted least "
-        "squares with binomial noise and compared by BIC; docs/methods.md has the formulae and what simulations say "
-        "about them.",
-        f"Intervals of correlations and thresholds come from {replicates:,} bootstrap draws of whole runs (seed "
+        "and rises below it. Chance only, a smooth rise, and chance followed by a rise are fitted with the noise of "
+        "rows and of runs, and compared by BIC and on runs left out of the fit; docs/methods.md has the formulae and "
+        "what simulations say about them.",
+        "“Equivalent” at equal loss means that the largest difference between sizes is below the margin with 95 % "
+        "certainty. “Undecided” is no sign of equality: the runs and rows do not tell.",
+        "What an axis leaves unexplained is counted on runs that its curve has not seen. The scaling law is a fit to "
+        "this grid; sizes and compute beyond it are extrapolated.",
+        f"Intervals over runs come from {replicates:,} bootstrap draws of whole runs (seed "
         f"{seed}), because checkpoints of one run are not independent. They say what other runs of these sizes "
         "might have given, not what other questions would.",
         "All checkpoints answer the same rows: what is peculiar to these rows moves all of them together. The fits "

@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.chance import AboveChance
 from analysis.correlation import Correlation
-from analysis.figures import short_count, sizes_in_order
+from analysis.figures import loss_words, short_count, sizes_in_order
 from analysis.names import in_order, language_title, task_title
 from analysis.result_files import RunState
 from analysis.table import run_ids
@@ -17,6 +17,9 @@ from analysis.threshold import EMERGENT, NOT_REACHED, SMOOTH, UNDECIDED, Thresho
 FEW_RUNS = 10
 """Below this, bootstrap intervals over runs are too narrow by enough to say so (docs/methods.md)."""
 
+
+MOST_SCORES = 5
+"""Tasks above chance whose scores still make a sentence that one reads."""
 
 MUCH_TRUNCATED = 0.1
 """Share of rows cut to the context from which a reader is warned at the top."""
@@ -50,6 +53,9 @@ def above_chance(results: Sequence[AboveChance]) -> str:
             f"{where}, none of {count_of(len(results), 'task')} is above chance beyond what sampling of rows explains "
             "(5 % for the tasks together)."
         )
+    if len(above) > MOST_SCORES:
+        names = ", ".join(task_title(r.task) for r in above)
+        return f"{where}, {len(above)} of {count_of(len(results), 'task')} are above chance: {names} (scores below)."
     scores = [f"{task_title(r.task)} {r.value:.3f} [{r.low:.3f}, {r.high:.3f}], chance {r.chance:.2g}" for r in above]
     verb = "is" if len(above) == 1 else "are"
     return f"{where}, {len(above)} of {count_of(len(results), 'task')} {verb} above chance: {'; '.join(scores)}."
@@ -60,7 +66,8 @@ def verdicts(results: Sequence[Threshold], best: Sequence[AboveChance]) -> list[
     sentences = []
     emergent = [r for r in results if r.verdict == EMERGENT]
     if emergent:
-        named = [f"{task_title(r.task)} at {r.eta:.2f} [{r.eta_low:.2f}, {r.eta_high:.2f}]" for r in emergent]
+        words = [(task_title(r.task), *loss_words(r.eta, r.eta_low, r.eta_high)) for r in emergent]
+        named = [f"{name} at {eta} [{low}, {high}]" for name, eta, low, high in words]
         sentences.append(f"Rising from chance at a threshold (loss in nats per token): {'; '.join(named)}.")
     smooth = [task_title(r.task) for r in results if r.verdict == SMOOTH]
     if smooth:
@@ -161,8 +168,9 @@ def mixtures(table: pd.DataFrame) -> list[str]:
     ):
         if column not in table:
             continue
-        counts = table.groupby("task")[column].nunique()
-        mixed = [task_title(str(task)) for task in counts.index[counts > 1]]
+        # Under each metric: a task has another chance level as accuracy than as Brier score.
+        counts = table.groupby(["task", "metric"])[column].nunique().groupby("task").max()
+        mixed = [task_title(task) for task in in_order(counts.index[counts > 1])]
         if mixed:
             warnings.append(f"Several {thing} of one task ({', '.join(mixed)}): {consequence}.")
     return warnings

@@ -79,31 +79,56 @@ def runs(num_budgets: int = 2, num_checkpoints: int = 4, sizes: dict[str, int] =
     return pd.DataFrame(rows)
 
 
+ROW_SD = {"correct_choice_prob": 0.25, "brier": 0.3, "loglikelihood_per_token": 1.0}
+"""Standard deviation of one row's score under the metrics that are no shares of right answers."""
+
+
 def table(
-    truths: dict, checkpoints: pd.DataFrame | None = None, rows: int = 400, seed: int = 0, run_sd: float = 0.0
+    truths: dict,
+    checkpoints: pd.DataFrame | None = None,
+    rows: int = 400,
+    seed: int = 0,
+    run_sd: float = 0.0,
+    *,
+    run_scale: float = 0.0,
+    run_shift: float = 0.0,
+    metric: str | None = None,
 ) -> pd.DataFrame:
-    """A results table; `truths` maps a task to its excess over chance as a function of loss."""
+    """A results table; `truths` maps a task to its excess over chance as a function of loss.
+
+    Runs differ once risen, by standard deviations: `run_sd` in units of the metric, `run_scale` as a share of the
+    rise, `run_shift` in nats of loss. `metric` replaces accuracy or exact match by one of `ROW_SD`; under the Brier
+    score, where lower is better, chance is 1 minus that of the accuracy and the truth is taken off it.
+    """
     generator = np.random.default_rng(seed)
     checkpoints = runs() if checkpoints is None else checkpoints
     parts = []
     for task, truth in truths.items():
         part = checkpoints.copy()
-        loss = part["loss"].to_numpy()
-        chance = CHANCE.get(task, 0.25)
         names, index = np.unique(part["run"], return_inverse=True)
+        loss = part["loss"].to_numpy() + (generator.normal(0, run_shift, len(names))[index] if run_shift else 0.0)
+        chance = CHANCE.get(task, 0.25)
         risen = truth(loss) > 0
         effect = generator.normal(0, run_sd, len(names))[index] * risen
-        share = np.clip(chance + truth(loss) + effect, 0, 1)
-        value = generator.binomial(rows, share) / rows
+        scale = 1 + (generator.normal(0, run_scale, len(names))[index] if run_scale else 0.0)
+        excess = truth(loss) * scale + effect
+        if metric is None:
+            value = generator.binomial(rows, np.clip(chance + excess, 0, 1)) / rows
+            stderr = np.sqrt(value * (1 - value) / rows)
+        else:
+            stderr = ROW_SD[metric] / np.sqrt(rows)
+            value = chance + excess + generator.normal(0, stderr, len(loss))
+            if metric == "brier":
+                chance, value = 1 - chance, 1 - value
         part["task"] = task
         part["language"] = "zh" if task in CHINESE else "en"
         part["kind"] = "simulated"
-        part["metric"] = "exact_match" if task in OPEN else "acc"
+        part["metric"] = metric or ("exact_match" if task in OPEN else "acc")
         part["value"] = value
-        part["stderr"] = np.sqrt(value * (1 - value) / rows)
+        part["stderr"] = stderr
         part["rows"] = rows
         part["chance"] = chance
-        part["higher_is_better"] = True
+        part["higher_is_better"] = metric != "brier"
         part["num_fewshot_used_mean"] = 0.0 if task in ("hellaswag", "winogrande", "cluewsc") else 2.4
         parts.append(part)
     return pd.concat(parts, ignore_index=True)

@@ -28,14 +28,14 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.links += [value for name, value in attributes if name in ("src", "href", "srcset", "action")]
-        if tag not in ("meta", "link", "img", "br"):
+        if tag not in ("meta", "link", "img", "br", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.text += data
 
 
@@ -51,10 +51,24 @@ def written(grid, tmp_path_factory):
 def test_all_files_are_written_and_the_path_is_printed_last(written):
     out, printed = written
     assert printed.rstrip().splitlines()[-1] == f"report: {out / 'index.html'}"
+    tables = (
+        "results",
+        "thresholds",
+        "correlation",
+        "same_loss",
+        "axes",
+        "critical_scale",
+        "scaling_law",
+        "first_above",
+    )
+    drawn = ("performance_against_loss", "performance_against_compute", "correlations", "scaling", "loss_curves")
     assert {path.name for path in out.iterdir()} == {
-        *("index.html", "results.csv", "correlation.csv", "thresholds.csv"),
-        *("performance_against_loss.png", "performance_against_loss.svg", "loss_curves.png", "loss_curves.svg"),
+        "index.html",
+        *(f"{name}.csv" for name in tables),
+        *(f"{name}.{kind}" for name in drawn for kind in ("png", "svg")),
     }
+    footer = (out / "index.html").read_text(encoding="utf-8").split("<footer>")[1]
+    assert all(f"{name}.csv" in footer for name in tables)
     assert len(analysis.load(out / "results.csv")) == 480
 
 
@@ -64,7 +78,10 @@ def test_the_page_loads_nothing_and_is_well_formed(written):
     assert page.open == []
     assert page.links
     assert all(link.startswith("data:") for link in page.links)
-    assert not re.search(r"url\(|@import|<script", html)
+    assert not re.search(r"url\(|@import", re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL))
+    assert not re.search(r"<script[^>]*src", html)
+    # And whatever a script may ask for, the browser refuses (tests/analysis/test_interactive.py has it tried).
+    assert "Content-Security-Policy\" content=\"default-src 'none'" in html
 
 
 def test_the_page_says_what_the_simulation_put_in(written):
@@ -72,9 +89,12 @@ def test_the_page_says_what_the_simulation_put_in(written):
     assert "12 runs of 3 sizes (3M, 10M, 30M), trained on 4M to 32M tokens each" in text
     assert "48 checkpoints evaluated on 10 tasks (6 English, 4 Chinese) with 500 rows a task" in text
     assert re.search(r"2 of 10 tasks are above chance: HellaSwag [\d.]+ \[.*; MMLU", text)
-    assert re.search(r"Rising from chance at a threshold .*MMLU at [34]\.\d\d \[", text)
+    assert re.search(r"Rising from chance at a threshold .*MMLU at [34]\.\d+ \[", text)
     assert "Improving over the whole range of losses, without a threshold in it: HellaSwag" in text
     assert "−0.804" in text
+    assert re.search(r"Of all axes .* leaves the least of the scores' variance open, [\d.]+ % \[", text)
+    assert "At equal loss, models of different sizes score alike (within 0.02, with 95 % certainty) on" in text
+    assert re.search(r"By the fitted scaling law, the least compute that crosses a threshold: MMLU .* FLOPs \[", text)
     for provenance in ("a" * 64, "b" * 64, "c" * 40, "fp32", "0.4.13", "python -m analysis.report"):
         assert provenance in text
     assert "partial grid" not in text
@@ -105,6 +125,19 @@ def test_a_context_too_short_for_the_tasks_is_said_at_the_top(tmp_path):
     _, sentences = report.write_report(grid, tmp_path / "out", replicates=100)
     assert any("only the end was read: RACE 60 %" in sentence for sentence in sentences)
     assert any("fewer than one example in the prompt on average: MMLU." in sentence for sentence in sentences)
+
+
+def test_sections_that_a_table_cannot_carry_say_why(tmp_path):
+    results = simulated_grids.table({"mmlu": simulated_grids.flat}, rows=50)
+    results = results[results["size"] == "3M"]
+    grid = simulated_grids.write_grid(tmp_path / "grid", results)
+    text = Page(report.write_report(grid, tmp_path / "out", replicates=100)[0].read_text(encoding="utf-8")).text
+    for heading, cause in (
+        ("Same loss, same performance?", "Not computed: MMLU: "),
+        ("Is the threshold the metric's?", "no task has a threshold under two"),
+        ("What a loss takes", "No scaling law was fitted: 1 model sizes"),
+    ):
+        assert cause in text.split(heading)[1][:900], heading
 
 
 def _change(path, **fields):
@@ -183,6 +216,7 @@ def test_other_peoples_table_gets_a_report_beside_it(tmp_path, capsys):
         (["absent"], "no such file"),
         (["."], "no result file"),
         (["absent", "--replicates", "5"], "at least 100"),
+        (["absent", "--margin", "0"], "give a difference above 0"),
         (["file.csv", "--out", "file.csv"], "is a file; give a folder"),
     ],
 )
@@ -203,7 +237,7 @@ def test_the_command_exits_2_without_a_traceback(tmp_path):
 
 def test_nothing_of_the_training_stack_is_imported(repository):
     code = (
-        "import sys, analysis.report, analysis.table, analysis.correlation, analysis.threshold\n"
+        "import sys, analysis.report, analysis.figures.__main__, analysis.known_truth\n"
         "heavy = {'torch', 'megatron', 'transformers', 'lm_eval', 'recipes', 'datasets'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )

@@ -12,12 +12,12 @@ from analysis import chance, threshold
 SEEDS = range(8)
 
 
-def verdicts(truth, task="mmlu", checkpoints=None, rows=1000, run_sd=0.0):
+def verdicts(truth, task="mmlu", checkpoints=None, rows=1000, run_sd=0.0, **options):
     """The result under each of a few seeds."""
     checkpoints = runs(4, 6) if checkpoints is None else checkpoints
     return [
         threshold.thresholds(
-            simulated_grids.table({task: truth}, checkpoints, rows, seed, run_sd), replicates=200, seed=seed
+            simulated_grids.table({task: truth}, checkpoints, rows, seed, run_sd, **options), replicates=200, seed=seed
         )[0]
         for seed in SEEDS
     ]
@@ -26,7 +26,9 @@ def verdicts(truth, task="mmlu", checkpoints=None, rows=1000, run_sd=0.0):
 @pytest.mark.parametrize("power", [1.0, 2.0])
 @pytest.mark.parametrize("task", ["mmlu", "gsm8k"])
 def test_a_known_threshold_is_found_within_its_interval(task, power):
-    results = verdicts(emergent(4.0, 0.25, power), task, run_sd=0.01)
+    # An open answer's share cannot be below 0, so that its runs differ in proportion to the rise.
+    differing = {"run_scale": 0.1} if task == "gsm8k" else {"run_sd": 0.01}
+    results = verdicts(emergent(4.0, 0.25, power), task, **differing)
     assert [result.verdict for result in results].count(threshold.EMERGENT) >= 7
     found = [result for result in results if result.verdict == threshold.EMERGENT]
     assert sum(result.eta_low <= 4.0 <= result.eta_high for result in found) >= len(found) - 1
@@ -93,6 +95,7 @@ def test_a_metric_with_standard_errors_needs_no_binomial():
         (lambda frame: frame[frame["run"].isin(frame["run"].unique()[:2])], "at least 3 runs"),
         (lambda frame: frame.assign(loss=3.0), "loss is 3 at every checkpoint"),
         (lambda frame: frame[frame["final"]].head(4), "at least 6"),
+        (lambda frame: frame.assign(chance=np.nan), "is not known"),
     ],
 )
 def test_too_little_is_undecided_with_the_reason(change, reason):
@@ -125,3 +128,39 @@ def test_only_real_abilities_are_above_chance_at_the_lowest_loss():
         mistaken += found != {"mmlu"}
     # 5 % of such tables hold a task that is called above chance by accident.
     assert mistaken <= 1
+
+
+def test_all_that_is_behind_a_verdict_is_in_the_table():
+    result = verdicts(emergent(4.0), run_sd=0.01)[0]
+    assert result.heldout_lead > result.heldout_error > 0
+    for low, high in (
+        (result.eta_profile_low, result.eta_profile_high),
+        (result.eta_bootstrap_low, result.eta_bootstrap_high),
+    ):
+        assert result.loss_low <= low < high <= result.loss_high
+    # The cutoff of the calibrated interval is never below that of chi-square.
+    assert result.eta_low <= result.eta_profile_low <= result.eta <= result.eta_profile_high <= result.eta_high
+    assert set(threshold.as_table([result]).columns) >= {"run_sd", "run_effect_grows", "heldout_lead", "support"}
+
+
+def test_a_smooth_account_that_leads_predicts_runs_left_out_better():
+    result = verdicts(smooth(), "hellaswag", run_sd=0.01)[0]
+    assert result.verdict == threshold.SMOOTH
+    assert result.heldout_lead < 0
+    assert np.isnan(result.eta_low)
+
+
+def test_the_held_out_likelihood_has_a_veto():
+    evidence = {"bic_chance": 100.0, "bic_smooth": 60.0, "bic_emergent": 50.0, "support": 0.9}
+    assert threshold._verdict(**evidence, heldout_lead=-1.0, heldout_error=2.0)[0] == threshold.EMERGENT
+    verdict, reason = threshold._verdict(**evidence, heldout_lead=-3.0, heldout_error=2.0)
+    assert verdict == threshold.UNDECIDED
+    assert "predicts runs left out worse (-3.0 ± 2.0 nats)" in reason
+
+
+def test_the_program_prints_and_writes(tmp_path, capsys):
+    path = tmp_path / "t.csv"
+    simulated_grids.table({"mmlu": emergent(4.0, 0.4)}, runs(4, 6), 1000).to_csv(path, index=False)
+    threshold.main([str(path), "--replicates", "100", "--out", str(tmp_path / "out.csv")])
+    assert "MMLU: emergent at a loss of" in capsys.readouterr().out
+    assert (tmp_path / "out.csv").read_text().count("\n") == 2

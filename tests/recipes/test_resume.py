@@ -72,6 +72,7 @@ def _is_saving(run: Path) -> bool:
     return any(any((run / folder).glob(".step_*.saving")) for folder in ("checkpoints", "resume"))
 
 
+@pytest.mark.slow
 def test_processes_end_together_and_go_on(layout_runs, smoke_data, tmp_path):
     """One process dies: the others end, in one line. One launcher is warned by Slurm: all save after the same step."""
     run, log = tmp_path / "large-40960", tmp_path / "err"
