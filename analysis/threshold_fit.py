@@ -337,7 +337,9 @@ def closer_etas(tried: np.ndarray, candidates: Shapes, deviances: np.ndarray, ma
     eta, deviances = candidates.eta[inside], deviances[inside]
     likely = eta[deviances < deviances.min() + margin]
     tried = np.unique(eta[deviances < deviances.min() + margin + CONTENDERS])
-    low = tried[max(np.searchsorted(tried, likely.min()) - 1, 0)]
-    high = tried[min(np.searchsorted(tried, likely.max()) + 1, len(tried) - 1)]
+    # Neighbours among all, however unlikely: the profile must be seen to rise on both sides.
+    every = np.unique(eta)
+    low = every[max(np.searchsorted(every, likely.min()) - 1, 0)]
+    high = every[min(np.searchsorted(every, likely.max()) + 1, len(every) - 1)]
     elsewhere = tried[(tried < low) | (tried > high)]
     return np.sort(np.concatenate([np.linspace(low, high, NUM_FINE), elsewhere[::2]]))

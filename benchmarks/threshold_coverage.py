@@ -72,7 +72,7 @@ class Grid:
 
 GRIDS = (Grid(2, 4, 300), Grid(2, 12, 1500), Grid(4, 6, 1000), Grid(10, 8, 2000, more=1))
 
-CHANCE_LEVEL, SMOOTH_RISE, WITH_THRESHOLD = "chance", "smooth", "threshold"
+KINDS = CHANCE_LEVEL, SMOOTH_RISE, WITH_THRESHOLD = "chance", "smooth", "threshold"
 
 
 @dataclass(frozen=True)
@@ -299,7 +299,9 @@ class Tally:
             self.coverage.append(rate)
 
     def __str__(self) -> str:
-        lines = [f"Called emergent without a threshold: at most {percent(max(self.false))} on any line."]
+        lines = []
+        if self.false:
+            lines.append(f"Called emergent without a threshold: at most {percent(max(self.false))} on any line.")
         if self.power:
             held = sum(share >= 0.9 for share in self.power)
             lines.append(
@@ -341,6 +343,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--compared", type=int, default=100, help="of them also by the packages (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: %(default)s)")
     parser.add_argument("--runs", type=int, nargs="+", help="only grids of so many runs")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="only truths of these kinds")
+    parser.add_argument("--first-seed", type=int, default=0, help="other numbers, other noise (default: %(default)s)")
     parser.add_argument("--correlations", action="store_true", help="also the table of Spearman's interval")
     return parser
 
@@ -359,14 +363,15 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         cli.progress_bar("{task.description}") as bar,
         ProcessPoolExecutor(arguments.jobs) as pool,
     ):
-        steps = bar.add_task("simulating", total=len(grids) * len(CASES) * arguments.simulations)
+        cases = [(index, case) for index, case in enumerate(CASES) if case.kind in arguments.kinds]
+        steps = bar.add_task("simulating", total=len(grids) * len(cases) * arguments.simulations)
         for grid in grids:
             print(f"\n{GRIDS[grid]}:\n\n{heading(packages)}", flush=True)
-            for index, case in enumerate(CASES):
+            for index, case in cases:
                 bar.update(steps, description=f"{GRIDS[grid].num_runs} runs, {case.kind}: {case.name}")
-                starts = range(0, arguments.simulations, BATCH)
-                batches = [range(i, min(i + BATCH, arguments.simulations)) for i in starts]
-                rest = (arguments.replicates, arguments.compared, packages)
+                first, end = arguments.first_seed, arguments.first_seed + arguments.simulations
+                batches = [range(i, min(i + BATCH, end)) for i in range(first, end, BATCH)]
+                rest = (arguments.replicates, first + arguments.compared, packages)
                 work = [pool.submit(_batch, index, grid, seeds, *rest) for seeds in batches]
                 found = []
                 for done in as_completed(work):
