@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
 from typing import Any
 
 import pandas as pd
@@ -22,7 +27,11 @@ from analysis import (
     table,
     threshold,
 )
+from analysis.names import in_order
 from tokenizer import cli
+
+LARGE = 20_000
+"""Rows from which on more than one process pays."""
 
 DIRECT = "_direct"
 """End of the name of a task that asks for the answer at once, beside the one with a chain of thought."""
@@ -83,45 +92,84 @@ def infer(
     replicates: int = bootstrap.REPLICATES,
     seed: int = 0,
 ) -> Statements:
-    """All analyses of a results table, with a progress bar.
+    """All analyses of a results table, with a progress bar; those of a large table on all cores.
 
     Args:
         margin: difference at equal loss that counts as none, in units of the metric.
         replicates: bootstrap draws of runs behind every interval.
     """
     primary = table.primary_metrics(results)
-    first = results[results["metric"] == results["task"].map(primary)]
-    drawn = {"replicates": replicates, "seed": seed}
-    steps: dict[str, Callable[[], Any]] = {
-        "thresholds": lambda: threshold.thresholds(results, **drawn),
-        "correlations": lambda: correlation.correlations(results, **drawn),
-        "best": lambda: {result.task: result for result in chance.at_lowest_loss(results)},
-        "same_loss": lambda: same_loss.compare(first, margin=margin, **drawn),
-        "same_in_decay": lambda: _decay(first, margin, drawn),
-        "axes": lambda: axes.evaluate(first, **drawn),
-        "critical": lambda: [
-            result
-            for axis in critical_scale.AXES
-            for result in critical_scale.critical(first, axis, metrics=primary, **drawn)
-        ],
-        "law": lambda: scaling.fit(results, **drawn),
-        "first_above": lambda: first_above.first_above(results, **drawn),
-        "same_eta": lambda: comparisons.same_eta(results, done["thresholds"], **drawn),
-        "movements": lambda: comparisons.earlier_movement(results, done["thresholds"], **drawn),
-        "augmented": lambda: [
-            augmented.augmented_prompting(results, plain, plain.removesuffix(DIRECT), **drawn)
-            for plain in primary
-            if plain.endswith(DIRECT) and plain.removesuffix(DIRECT) in primary
-        ],
-    }
-    done: dict[str, Any] = {}
-    with cli.progress_bar() as bar:
-        task = bar.add_task("analysis", total=len(steps))
-        for name, step in steps.items():
-            bar.update(task, description=name.replace("_", " "))
-            done[name] = step()
-            bar.advance(task)
-    return Statements(primary, **done)
+    asked = _Asked(results, primary, margin, {"replicates": replicates, "seed": seed})
+    rows = dict(list(results.groupby("task")))
+    with _runner(len(results)) as run:
+        # Before the bar, beside whose thread no process may be forked.
+        fits = run(partial(threshold.thresholds, **asked.drawn), [rows[task] for task in in_order(primary)])
+        with cli.progress_bar() as bar:
+            line = bar.add_task("thresholds", total=len(primary) + len(_STEPS))
+            thresholds: list[threshold.Threshold] = []
+            for found in fits:
+                thresholds += found
+                bar.advance(line)
+            done: dict[str, Any] = {}
+            for name, value in zip(_STEPS, run(partial(_step, asked, thresholds), _STEPS), strict=True):
+                bar.update(line, description=name.replace("_", " "), advance=1)
+                done[name] = value
+    return Statements(primary, thresholds, **done)
+
+
+@contextmanager
+def _runner(num_rows: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """`map`, by a process a core for a table of `LARGE` rows or more."""
+    processes = len(os.sched_getaffinity(0))
+    if num_rows < LARGE or processes == 1:
+        yield map
+        return
+    with ProcessPoolExecutor(processes, get_context("fork")) as pool:
+        yield pool.map
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What every step works on."""
+
+    results: pd.DataFrame
+    primary: dict[str, str]
+    margin: float
+    drawn: dict[str, int]
+
+    @property
+    def first(self) -> pd.DataFrame:
+        """The rows under each task's first metric."""
+        return self.results[self.results["metric"] == self.results["task"].map(self.primary)]
+
+
+_STEPS: dict[str, Callable[[_Asked, list[threshold.Threshold]], Any]] = {
+    # The longest first, so that no core waits for them at the end.
+    "same_eta": lambda it, thresholds: comparisons.same_eta(it.results, thresholds, **it.drawn),
+    "critical": lambda it, _: [
+        result
+        for axis in critical_scale.AXES
+        for result in critical_scale.critical(it.first, axis, metrics=it.primary, **it.drawn)
+    ],
+    "correlations": lambda it, _: correlation.correlations(it.results, **it.drawn),
+    "best": lambda it, _: {result.task: result for result in chance.at_lowest_loss(it.results)},
+    "same_loss": lambda it, _: same_loss.compare(it.first, margin=it.margin, **it.drawn),
+    "same_in_decay": lambda it, _: _decay(it.first, it.margin, it.drawn),
+    "axes": lambda it, _: axes.evaluate(it.first, **it.drawn),
+    "law": lambda it, _: scaling.fit(it.results, **it.drawn),
+    "first_above": lambda it, _: first_above.first_above(it.results, **it.drawn),
+    "movements": lambda it, thresholds: comparisons.earlier_movement(it.results, thresholds, **it.drawn),
+    "augmented": lambda it, _: [
+        augmented.augmented_prompting(it.results, plain, plain.removesuffix(DIRECT), **it.drawn)
+        for plain in it.primary
+        if plain.endswith(DIRECT) and plain.removesuffix(DIRECT) in it.primary
+    ],
+}
+"""The fields of `Statements` beside the thresholds, and what makes them."""
+
+
+def _step(asked: _Asked, thresholds: list[threshold.Threshold], name: str) -> Any:
+    return _STEPS[name](asked, thresholds)
 
 
 def _decay(first: pd.DataFrame, margin: float, drawn: dict[str, int]) -> list[same_loss.SameLoss]:
