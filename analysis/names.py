@@ -58,4 +58,6 @@ def metric_title(metric: str) -> str:
 def in_order(tasks: Iterable[str]) -> list[str]:
     """The distinct `tasks` in the order of the paper's Fig. 1, others behind them by name."""
     rank = {task: position for position, task in enumerate(TASK_TITLES)}
-    return sorted(set(tasks), key=lambda task: (rank.get(task, len(rank)), task))
+    # A column of half a million names knows its own few much faster.
+    distinct = tasks.unique() if hasattr(tasks, "unique") else set(tasks)
+    return sorted(distinct, key=lambda task: (rank.get(task, len(rank)), task))
