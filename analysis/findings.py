@@ -111,7 +111,7 @@ def axes(results: Sequence[AxisResult], critical: Sequence[CriticalScale], figur
         ]
         cells += [_unexplained(found[name]) for name in names]
         best = next((r for r in found.values() if r.least), None)
-        cells.append(page.number(f"{axis_title(best.axis)}, {best.support:.0%}" if best else page.ABSENT))
+        cells.append(page.number(f"{axis_title(best.axis)}, {100 * best.support:.0f} %" if best else page.ABSENT))
         rows.append([*cells, page.text(f"not computed: {first.reason}" if first.reason else "")])
     header = ["task", "metric", *(axis_title(name) for name in names), "least, in draws", ""]
     note = (
@@ -161,7 +161,7 @@ def axes_sentence(results: Sequence[AxisResult]) -> str:
     listed = "; ".join(f"{axis_title(r.axis)} {_percent(r)}" for r in others)
     return (
         f"Of all axes {axis_title(best.axis)} leaves the least of the scores' variance open, {_percent(best)} in "
-        f"the mean over tasks (the least in {best.support:.0%} of the draws of runs); {listed}."
+        f"the mean over tasks (the least in {100 * best.support:.0f} % of the draws of runs); {listed}."
     )
 
 
@@ -174,7 +174,7 @@ def scaling(law: ScalingLaw, thresholds: Sequence[Threshold], figure: str = "") 
     parts = [
         figure,
         f"<p>L(N, D) = E + A / N<sup>α</sup> + B / D<sup>β</sup>, fitted to {law.num_points} checkpoints of "
-        f"{law.num_runs} runs; it misses their losses by {law.error:.1%} (root mean square).</p>",
+        f"{law.num_runs} runs; it misses their losses by {100 * law.error:.1f} % (root mean square).</p>",
         page.table([name for name, _ in constants], [[_estimate(estimate, "g") for _, estimate in constants]]),
     ]
     emergent = [result for result in thresholds if result.verdict == EMERGENT]

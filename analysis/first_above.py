@@ -213,8 +213,8 @@ def sentence(result: FirstAbove) -> str:
     name = f"{task_title(result.task)}, {result.metric}"
     if math.isnan(result.loss):
         return f"{name}: {result.reason}"
-    interval = f"95 % of draws of runs {result.low:.2f} to {result.high:.2f}; {result.support:.0%} of them above at all"
-    return f"{name}: {result.reason} ({interval})"
+    interval = f"95 % of draws of runs {result.low:.2f} to {result.high:.2f}"
+    return f"{name}: {result.reason} ({interval}; {100 * result.support:.0f} % of them above at all)"
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:

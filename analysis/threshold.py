@@ -255,14 +255,14 @@ def _verdict(
             f"performance rises; whether a plateau comes first is open (BIC lead {lead:.1f}, {EVIDENCE:g} needed)",
         )
     if support < MINIMUM_SUPPORT:
-        return UNDECIDED, f"a plateau before the rise in only {support:.0%} of the draws of runs"
+        return UNDECIDED, f"a plateau before the rise in only {100 * support:.0f} % of the draws of runs"
     if heldout_lead < -heldout_error:
         return UNDECIDED, (
             f"a plateau before the rise fits better (BIC lead {lead:.1f}), but predicts runs left out worse "
             f"({heldout_lead:.1f} ± {heldout_error:.1f} nats)"
         )
     return EMERGENT, (
-        f"chance, then a rise (BIC better than smooth by {lead:.1f}; {support:.0%} of the draws of runs; "
+        f"chance, then a rise (BIC better than smooth by {lead:.1f}; {100 * support:.0f} % of the draws of runs; "
         f"{heldout_lead:+.1f} ± {heldout_error:.1f} nats on runs left out)"
     )
 
