@@ -12,12 +12,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from analysis.columns import GUESS_RATE
 from analysis.names import in_order
 from analysis.table import FRACTIONS, primary_metrics
-
-GUESS_RATE = 0.01
-"""What knowing nothing may still earn on an open task (a small number, a frequent name): *ours*. A chance of
-exactly 0 would make one lucky answer in ten thousand an ability."""
 
 SIGNIFICANCE = 0.05
 """Probability of calling any task above chance when none is (family-wise, Holm)."""

@@ -9,6 +9,10 @@ import pandas as pd
 
 from emergence_eval.metrics import LOWER_IS_BETTER as _LOWER_IS_BETTER
 
+GUESS_RATE = 0.01
+"""What knowing nothing may still earn on an open task (a small number, a frequent name): *ours*. A chance of
+exactly 0 would make one lucky answer in ten thousand an ability."""
+
 REQUIRED = ("run", "size", "tokens", "loss", "task", "metric", "value", "rows")
 """Columns without which nothing can be said; none of their cells may be empty."""
 

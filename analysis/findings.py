@@ -13,7 +13,7 @@ from analysis.critical_scale import CriticalScale
 from analysis.figures import loss_words, short_count
 from analysis.names import metric_title, task_title
 from analysis.same_loss import DIFFERENT, EQUIVALENT, SameLoss
-from analysis.scaling import Estimate, ScalingLaw
+from analysis.scaling_law import Estimate, ScalingLaw
 from analysis.threshold import EMERGENT, NOT_REACHED, Threshold
 
 

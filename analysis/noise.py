@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize
 
-from analysis.chance import GUESS_RATE
+from analysis.columns import GUESS_RATE
 from analysis.table import FRACTIONS, run_ids
 from analysis.threshold_shapes import Data
 

@@ -1,7 +1,7 @@
 """What is wrong with a results table: missing, duplicated, out of range, without a chance level, or such that no number
 computed from it would mean anything. Each problem with its rows and what to do about it.
 
-    python -m analysis.table results.csv --check
+    python -m analysis.check results.csv
 """
 
 from __future__ import annotations
@@ -96,21 +96,6 @@ def of_rows(
 
 
 _PLACE = ("run", "step", "task", "metric")
-
-
-def find(table: pd.DataFrame) -> list[Problem]:
-    """All problems of a table, fatal ones first; an empty list is a clean table.
-
-    Takes tables as they are read as well as checked ones: with a column missing only that is reported, with cells of
-    a wrong type only those.
-    """
-    if found := missing(table):
-        return found
-    # Here, because table.py needs this module to be imported first.
-    from analysis.table import completed
-
-    complete, found = completed(table)
-    return found + found_in(complete)
 
 
 def found_in(table: pd.DataFrame) -> list[Problem]:
@@ -297,11 +282,9 @@ def below_chance(rows: pd.DataFrame) -> bool:
 def no_better_than_chance(rows: pd.DataFrame) -> bool:
     """Whether no checkpoint of one task and metric (a share of rows) lies above chance by more than its rows' sampling
     error explains: one-sided exact binomial tests, 5 % for all checkpoints together (Bonferroni). Open answers
-    (chance 0) count as chance up to `GUESS_RATE`."""
-    # Here, because chance.py needs table.py, which needs this module.
-    from analysis.chance import GUESS_RATE
-
+    (chance 0) count as chance up to `columns.GUESS_RATE`."""
     level = rows["chance"].to_numpy(dtype=float)
     correct = np.round(rows["value"].to_numpy(dtype=float) * rows["rows"].to_numpy(dtype=float))
-    p_values = stats.binom.sf(correct - 1, rows["rows"].to_numpy(dtype=float), np.where(level > 0, level, GUESS_RATE))
+    guessed = np.where(level > 0, level, columns.GUESS_RATE)
+    p_values = stats.binom.sf(correct - 1, rows["rows"].to_numpy(dtype=float), guessed)
     return bool(p_values.min() * len(rows) > 0.05)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.scaling import Estimate, ScalingLaw
+from analysis.scaling_law import Estimate, ScalingLaw
 from tokenizer.cli import UserError
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from analysis import (
     critical_scale,
     first_above,
     same_loss,
-    scaling,
+    scaling_law,
     table,
     threshold,
 )
@@ -52,7 +52,7 @@ class Statements:
     """Checkpoints of the decay phase against the others; empty where the table marks none."""
     axes: list[axes.AxisResult]
     critical: list[critical_scale.CriticalScale]
-    law: scaling.ScalingLaw
+    law: scaling_law.ScalingLaw
     first_above: list[first_above.FirstAbove]
     same_eta: list[comparisons.EtaDifference]
     movements: list[comparisons.Movement]
@@ -156,7 +156,7 @@ _STEPS: dict[str, Callable[[_Asked, list[threshold.Threshold]], Any]] = {
     "same_loss": lambda it, _: same_loss.compare(it.first, margin=it.margin, **it.drawn),
     "same_in_decay": lambda it, _: _decay(it.first, it.margin, it.drawn),
     "axes": lambda it, _: axes.evaluate(it.first, **it.drawn),
-    "law": lambda it, _: scaling.fit(it.results, **it.drawn),
+    "law": lambda it, _: scaling_law.fit(it.results, **it.drawn),
     "first_above": lambda it, _: first_above.first_above(it.results, **it.drawn),
     "movements": lambda it, thresholds: comparisons.earlier_movement(it.results, thresholds, **it.drawn),
     "augmented": lambda it, _: [
@@ -178,7 +178,7 @@ def _decay(first: pd.DataFrame, margin: float, drawn: dict[str, int]) -> list[sa
     return same_loss.compare(first, margin=margin, by="decay", **drawn)
 
 
-def _constants(law: scaling.ScalingLaw) -> pd.DataFrame:
+def _constants(law: scaling_law.ScalingLaw) -> pd.DataFrame:
     constants = {"E": law.irreducible, "A": law.a, "alpha": law.alpha, "B": law.b, "beta": law.beta}
     return pd.DataFrame(
         [

@@ -1,13 +1,12 @@
 """The results table: one row per checkpoint x task x metric, from a grid's result files or from anybody's CSV or
 Parquet file, checked before anything is computed from it.
 
-    python -m analysis.table runs/realtext --out results.csv
-    python -m analysis.table theirs.csv --map loss=c4_loss --map run=model_name --check
+    table = load("theirs.csv", columns={"loss": "c4_loss"})
+    problems_of(table)
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from analysis import columns as names
 from analysis import problems, result_files
 from analysis.columns import DERIVED, FRACTIONS, KEY, LOWER_IS_BETTER, OPTIONAL, ORDER, REQUIRED
 from analysis.problems import Problem
-from tokenizer import cli
 from tokenizer.cli import UserError
 from tokenizer.files import atomic_path
 
@@ -105,6 +103,18 @@ def completed(table: pd.DataFrame, *, chance: Mapping[str, float] | None = None)
     return table, found
 
 
+def problems_of(table: pd.DataFrame) -> list[Problem]:
+    """All problems of a table, fatal ones first; an empty list is a clean table.
+
+    Takes tables as they are read as well as checked ones: with a column missing only that is reported, with cells of
+    a wrong type only those.
+    """
+    if found := problems.missing(table):
+        return found
+    complete, found = completed(table)
+    return found + problems.found_in(complete)
+
+
 def write(table: pd.DataFrame, path: Path) -> None:
     """Write a table as CSV or Parquet (by the name's ending), whole or not at all."""
     with atomic_path(path) as temporary:
@@ -144,7 +154,7 @@ def _refuse(found: Sequence[Problem], origin: str) -> None:
     fatal = [problem for problem in found if problem.fatal]
     if fatal:
         more = len(fatal) - 1
-        hint = f" (and {more} more: python -m analysis.table {origin} --check lists them)" if more else ""
+        hint = f" (and {more} more: python -m analysis.check {origin} lists them)" if more else ""
         raise UserError(f"{origin}: {fatal[0]}{hint}")
 
 
@@ -248,35 +258,3 @@ def _order_of(table: pd.DataFrame) -> np.ndarray:
         values = table[column]
         codes.append(values.to_numpy() if column == "step" else pd.factorize(values, sort=True)[0])
     return np.lexsort(codes)
-
-
-def main(argv: Sequence[str] | None = None) -> int | None:
-    """Check a table, and write it as one file."""
-    # Here, because mapping.py needs this module to be imported first.
-    from analysis import mapping
-
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.table",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    mapping.add_options(parser)
-    parser.add_argument("--out", type=Path, help="file to write: .csv or .parquet")
-    parser.add_argument("--check", action="store_true", help="list every problem with its rows and remedy")
-    arguments = parser.parse_args(argv)
-    if arguments.out is None and not arguments.check:
-        raise UserError("nothing to do; give --out FILE, or --check")
-    if arguments.out is not None and arguments.out.suffix not in (".csv", ".parquet"):
-        raise UserError(f"--out {arguments.out}: end the name in .csv or .parquet")
-    if arguments.check and mapping.print_problems(arguments):
-        return cli.EXIT_USER_ERROR
-    if arguments.out is not None:
-        table = mapping.load_as_asked(arguments)
-        write(table, arguments.out)
-        checkpoints = table[["grid", "run", "step"]].drop_duplicates().shape[0]
-        print(f"{arguments.out}: {len(table)} rows, {checkpoints} checkpoints of {run_ids(table).nunique()} runs")
-    return None
-
-
-if __name__ == "__main__":
-    cli.run(main)

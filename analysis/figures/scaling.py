@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from analysis.figures.style import STYLE, short_count, size_styles, sizes_in_order
-from analysis.scaling import ScalingLaw
+from analysis.scaling_law import ScalingLaw
 
 
 def scaling(law: ScalingLaw, table: pd.DataFrame, *, loss: str = "loss") -> Figure:

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 import simulated_grids
 
-from analysis import correlation, same_loss, table, threshold
+from analysis import check, correlation, same_loss, table, threshold
 from tokenizer.cli import UserError
 
-PROGRAMS = ("table", "correlation", "threshold", "same_loss", "axes", "scaling", "critical_scale")
+PROGRAMS = ("check", "correlation", "threshold", "same_loss", "axes", "scaling", "critical_scale")
 
 
 def grid():
@@ -25,7 +25,7 @@ def run_program(program, path, tmp_path):
     """What a program says about a table: all that it prints, or the one line of its refusal."""
     out = tmp_path / "out"
     options = {
-        "table": ["--check"],
+        "check": [],
         "report": ["--out", str(out), "--replicates", "100"],
         "scaling": ["--eta", "2.2", "--replicates", "100"],
         "critical_scale": ["--axis", "flops_6nd", "--replicates", "100"],
@@ -87,7 +87,7 @@ def test_every_program_refuses_it_in_one_line(kind, tmp_path, capsys):
         assert str(error.value).startswith(str(path))
         assert "\n" not in str(error.value)
         assert capsys.readouterr().out == ""
-    assert table.main([str(path), "--check"]) == 2
+    assert check.main([str(path)]) == 2
     assert "fatal: " in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
@@ -108,7 +108,7 @@ NOTHING_TO_SAY = {
     "one run only": (
         _one_run,
         {
-            "table": "1 run: how runs differ cannot be seen",
+            "check": "1 run: how runs differ cannot be seen",
             "correlation": "not computed: 1 run with this task",
             "threshold": "undecided",
             "same_loss": "undecided: one size only",
@@ -120,7 +120,7 @@ NOTHING_TO_SAY = {
     "two runs": (
         lambda f: f[f["run"].isin(["3M-8M", "30M-8M"])],
         {
-            "table": "2 runs: how runs differ",
+            "check": "2 runs: how runs differ",
             "correlation": "not computed: 2 runs",
             "threshold": "undecided",
             "same_loss": "undecided: no two sizes have 3 checkpoints each at common losses",
@@ -132,7 +132,7 @@ NOTHING_TO_SAY = {
     "constant loss": (
         lambda f: f.assign(loss=3.0),
         {
-            "table": "the loss is 3 at every checkpoint: performance cannot be set against it",
+            "check": "the loss is 3 at every checkpoint: performance cannot be set against it",
             "correlation": "not computed: the loss is 3 at every checkpoint",
             "threshold": "undecided",
             "same_loss": "undecided: the loss is 3 at every checkpoint",
@@ -143,7 +143,7 @@ NOTHING_TO_SAY = {
     "constant scores": (
         lambda f: f.assign(value=0.25, stderr=0.01),
         {
-            "table": "mmlu acc is 0.25 at every checkpoint; look whether it was evaluated",
+            "check": "mmlu acc is 0.25 at every checkpoint; look whether it was evaluated",
             "correlation": "not computed: performance is 0.25 at every checkpoint",
             "threshold": "not reached",
             "same_loss": "undecided: performance is 0.25 at every checkpoint",
@@ -154,7 +154,7 @@ NOTHING_TO_SAY = {
     "all at chance": (
         _at_chance,
         {
-            "table": "no task is above chance by more than the sampling of rows at any checkpoint",
+            "check": "no task is above chance by more than the sampling of rows at any checkpoint",
             "threshold": "not reached",
             "same_loss": "nothing to explain",
             "axes": "no task has scores that an axis could explain",
@@ -164,7 +164,7 @@ NOTHING_TO_SAY = {
     "two tokenizers": (
         lambda f: _two(f, "tokenizer_sha256"),
         {
-            "table": "2 tokenizers in one table .*take one with --only tokenizer_sha256=cccccccccccc",
+            "check": "2 tokenizers in one table .*take one with --only tokenizer_sha256=cccccccccccc",
             "correlation": "not computed: 2 tokenizers in one table: losses per different tokens do not compare",
             "threshold": "2 tokenizers",
             "same_loss": "undecided: 2 tokenizers",
@@ -175,7 +175,7 @@ NOTHING_TO_SAY = {
     "two corpora": (
         lambda f: _two(f, "data_fingerprint"),
         {
-            "table": "2 training data sets in one table",
+            "check": "2 training data sets in one table",
             "correlation": "not computed: 2 training data sets",
             "threshold": "2 training data sets",
             "same_loss": "undecided: 2 training data sets",
@@ -186,14 +186,14 @@ NOTHING_TO_SAY = {
     "one size only": (
         lambda f: f[f["size"] == "30M"],
         {
-            "table": "one size only .30M.: nothing can be said about sizes",
+            "check": "one size only .30M.: nothing can be said about sizes",
             "same_loss": "undecided: one size only",
             "scaling": "not fitted: 1 model sizes",
         },
     ),
     "one run diverges": (
         lambda f: f.assign(loss=f["loss"].where(f["run"] != "3M-4M", 12 - f["loss"])),
-        {"table": "the loss rises with tokens in 1 of 9 runs .3M-4M.; .*--leave-out run=NAME"},
+        {"check": "the loss rises with tokens in 1 of 9 runs .3M-4M.; .*--leave-out run=NAME"},
     ),
     "one checkpoint a run": (
         lambda f: f[f["final"] & f["size"].isin(["3M", "30M"])],
@@ -205,11 +205,11 @@ NOTHING_TO_SAY = {
     ),
     "below chance": (
         lambda f: f.assign(value=f["value"].where(f["value"] > 0.3, 0.15)),
-        {"table": "mmlu: below chance by more than the sampling of rows at some checkpoints"},
+        {"check": "mmlu: below chance by more than the sampling of rows at some checkpoints"},
     ),
     "several chance levels": (
         _cells([5], chance=0.2),
-        {"table": "several chance levels of one task and metric .mmlu."},
+        {"check": "several chance levels of one task and metric .mmlu."},
     ),
 }
 
@@ -225,8 +225,8 @@ def test_every_program_says_why_it_gives_no_number(kind, tmp_path, capsys):
         assert "nan" not in said.out.lower(), f"{program}: {said.out}"
         if program in expected:
             assert _found(expected[program], said.out), f"{program}: {said.out}"
-        if program != "table" and "table" in expected:
-            assert _found(expected["table"], said.err), f"{program}: {said.err}"
+        if program != "check" and "check" in expected:
+            assert _found(expected["check"], said.err), f"{program}: {said.err}"
 
 
 def _found(pattern, text):
@@ -249,7 +249,7 @@ def test_the_same_grid_without_a_fault_gives_numbers(tmp_path, capsys):
     path = tmp_path / "good.csv"
     grid().to_csv(path, index=False)
     loaded = table.load(path)
-    assert table.main([str(path), "--check"]) is None
+    assert check.main([str(path)]) is None
     assert all(not result.reason for result in correlation.correlations(loaded, replicates=100))
     assert all(np.isfinite(result.largest) for result in same_loss.compare(loaded, replicates=100))
     assert {r.task: r.verdict for r in threshold.thresholds(loaded, replicates=100)}["mmlu"] == threshold.EMERGENT

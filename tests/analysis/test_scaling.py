@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import optimize
 
-from analysis import correlation, scaling, scaling_fit, scaling_text
+from analysis import correlation, scaling, scaling_fit, scaling_law, scaling_text
 from tokenizer.cli import UserError
 
 TRUE = {"irreducible": 1.69, "a": 406.4, "alpha": 0.34, "b": 410.7, "beta": 0.28}
@@ -44,11 +44,11 @@ def cells(results):
 
 @pytest.fixture(scope="module")
 def law():
-    return scaling.fit(grid(0), replicates=400)
+    return scaling_law.fit(grid(0), replicates=400)
 
 
 def test_exact_losses_give_back_the_law():
-    law = scaling.fit(grid(0, noise=0.0), replicates=20)
+    law = scaling_law.fit(grid(0, noise=0.0), replicates=20)
     for name, value in TRUE.items():
         assert getattr(law, name).value == pytest.approx(value, rel=1e-3)
     assert law.error < 1e-6
@@ -61,7 +61,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
     eta, covered = 2.3, []
     size = optimize.brentq(lambda n: true_loss(n, 250e9) - eta, 1e7, 1e13)
     for seed in range(16):
-        law = scaling.fit(grid(seed), replicates=150)
+        law = scaling_law.fit(grid(seed), replicates=150)
         for estimate, truth in (
             (law.alpha, TRUE["alpha"]),
             (law.irreducible, TRUE["irreducible"]),
@@ -115,11 +115,11 @@ def test_equation_3_inverts_below_eta_and_only_there():
     eta, rise = 2.2, 0.8
     for power in (0.5, 1.0, 2.0):
         for loss in (2.1, 1.9):
-            performance = float(scaling.emergent_performance(loss, eta, rise, power))
-            assert scaling.loss_of_performance(performance, eta, rise, power) == pytest.approx(loss)
-    assert scaling.emergent_performance(np.array([2.2, 2.5]), eta, rise).tolist() == [0, 0]
+            performance = float(scaling_law.emergent_performance(loss, eta, rise, power))
+            assert scaling_law.loss_of_performance(performance, eta, rise, power) == pytest.approx(loss)
+    assert scaling_law.emergent_performance(np.array([2.2, 2.5]), eta, rise).tolist() == [0, 0]
     with pytest.raises(ValueError, match="normalised performance 0"):
-        scaling.loss_of_performance(0.0, eta, rise)
+        scaling_law.loss_of_performance(0.0, eta, rise)
 
 
 def test_performance_is_above_chance_from_the_size_of_equation_5_on(law):
@@ -127,7 +127,7 @@ def test_performance_is_above_chance_from_the_size_of_equation_5_on(law):
     eta, fixed = 2.3, law.fixed_tokens(125e9)
     size = fixed.size_for(eta)
     sizes = size * np.array([0.5, 0.999, 1.001, 2.0])
-    performance = scaling.emergent_performance(np.array([fixed.loss(n) for n in sizes]), eta, 0.8)
+    performance = scaling_law.emergent_performance(np.array([fixed.loss(n) for n in sizes]), eta, 0.8)
     assert (performance > 0).tolist() == [False, False, True, True]
 
 
@@ -163,13 +163,13 @@ def test_an_uncertain_eta_widens_the_interval(law):
 
 def test_checkpoints_before_the_end_are_left_out_where_there_are_enough_without(law):
     results = grid(0, noise=0.0, checkpoints=3, early=0.05)
-    found = scaling.fit(results, replicates=20)
+    found = scaling_law.fit(results, replicates=20)
     assert (found.num_points, found.num_left_out) == (30, 60)
     assert found.alpha.value == pytest.approx(TRUE["alpha"], rel=1e-3)
-    everything = scaling.fit(results, points="all", replicates=20)
+    everything = scaling_law.fit(results, points="all", replicates=20)
     assert (everything.num_points, everything.num_left_out) == (90, 0)
     assert everything.error > 0.005
-    other = scaling.fit(results, parameters="parameters_non_embedding", replicates=20)
+    other = scaling_law.fit(results, parameters="parameters_non_embedding", replicates=20)
     assert other.a.value == pytest.approx(found.a.value * 0.9**found.alpha.value, rel=1e-3)
 
 
@@ -185,7 +185,7 @@ def test_checkpoints_before_the_end_are_left_out_where_there_are_enough_without(
     ],
 )
 def test_what_cannot_be_fitted_is_said(change, reason):
-    law = scaling.fit(change(grid(0, noise=0.001)), replicates=20)
+    law = scaling_law.fit(change(grid(0, noise=0.001)), replicates=20)
     assert reason in law.reason
     assert np.isnan(law.size_for(2.2, 1e11).value) and np.isnan(law.flops_for(2.2).flops.value)
     assert scaling_text.law_lines(law)[0].startswith("scaling law: not fitted")

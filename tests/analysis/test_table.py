@@ -14,7 +14,7 @@ import pytest
 import simulated_grids
 
 import analysis
-from analysis import mapping, problems, result_files, table
+from analysis import check, mapping, result_files, table
 from tokenizer.cli import UserError
 
 CONTRACT = [
@@ -78,7 +78,7 @@ def test_each_metric_is_a_row_with_its_own_chance(grid, tmp_path):
         "loglikelihood_per_token": True,
     }
     assert table.primary_metrics(results)["mmlu"] == "acc"
-    (found,) = [p for p in problems.find(results) if p.kind == "chance"]
+    (found,) = [p for p in table.problems_of(results) if p.kind == "chance"]
     assert not found.fatal
     assert "loglikelihood_per_token" in found.statement and found.count == 48
 
@@ -148,7 +148,7 @@ def test_problems_list_all_rows_with_their_remedy(small, tmp_path, capsys):
     bad = small.astype({"value": object})
     bad.loc[[3, 7, 20], "value"] = np.nan
     bad.loc[30, "rows"] = 0
-    found = problems.find(bad)
+    found = table.problems_of(bad)
     assert [(p.column, p.kind, p.rows, p.count, p.fatal) for p in found] == [
         ("value", "empty", (4, 8, 21), 3, True),
         ("rows", "range", (31,), 1, True),
@@ -156,9 +156,9 @@ def test_problems_list_all_rows_with_their_remedy(small, tmp_path, capsys):
     assert all(p.remedy for p in found)
     path = tmp_path / "bad.csv"
     bad.to_csv(path, index=False)
-    with pytest.raises(UserError, match=r"and 1 more: python -m analysis.table .* --check lists them"):
+    with pytest.raises(UserError, match=r"and 1 more: python -m analysis.check .* lists them"):
         analysis.load(path)
-    assert table.main([str(path), "--check"]) == 2
+    assert check.main([str(path)]) == 2
     printed = capsys.readouterr().out
     assert "data rows 4, 8, 21\n" in printed and f"{path}: 2 problems, 2 of them fatal" in printed
 
@@ -167,8 +167,8 @@ def test_a_clean_table_has_no_problem(tmp_path, capsys):
     clean = simulated_grids.table({"mmlu": simulated_grids.emergent(4.5), "gsm8k": simulated_grids.emergent(5.0)})
     path = tmp_path / "clean.parquet"
     clean.to_parquet(path)
-    assert problems.find(clean) == []
-    assert table.main([str(path), "--check"]) is None
+    assert table.problems_of(clean) == []
+    assert check.main([str(path)]) is None
     assert capsys.readouterr().out == f"{path}: no problem found\n"
 
 
@@ -334,7 +334,7 @@ def test_unfinished_evaluations_and_reserved_folders_do_not_count(grid, tmp_path
 
 def test_the_command_writes_the_table(grid, tmp_path):
     out = tmp_path / "results.parquet"
-    command = [sys.executable, "-m", "analysis.table", str(grid), "--out", str(out)]
+    command = [sys.executable, "-m", "analysis.check", str(grid), "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "480 rows, 48 checkpoints of 12 runs" in done.stdout
     assert len(analysis.load(out)) == 480
