@@ -16,11 +16,29 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.threshold_shapes import CONTENDERS, Data, Shapes, closer, coarse_etas, joined, shapes, with_eta
+from analysis.threshold_shapes import (
+    CONTENDERS,
+    DECAY_LENGTHS,
+    EXPONENTIAL,
+    LENGTHS,
+    LOGISTIC,
+    ROUNDED,
+    Data,
+    Shapes,
+    closer,
+    coarse_etas,
+    joined,
+    shapes,
+    with_eta,
+    without_eta,
+)
 
 REFINEMENTS = ((1.07, 1.15, 60.0), (1.07, 1.15, 30.0), (1.03, 1.06, 30.0), (1.03, 1.06, 16.0))
 """Factors by which exponent and length are varied, up and down, around the best kind of rise at each η within so much
 deviance of the best, one after the other: between the kinds above, the profile would be too high."""
+
+SMOOTH_STEPS = (0.08, 0.04, 0.02, 0.01)
+"""Distances at which the smooth account is looked at closely, in widths of the range."""
 
 NUM_FINE = 32
 """Values of η over the likely part."""
@@ -287,6 +305,9 @@ def fit(data: Data) -> Fit:
     for up, stretch, margin in REFINEMENTS if risen else ():
         if (more := varied(data, fitted, (up, stretch), margin)) is not None:
             fitted = fitted.and_also(_fit_shapes(data, more, overdispersion, near))
+    for step in SMOOTH_STEPS if risen else ():
+        if (more := varied_smooth(data, fitted, step)) is not None:
+            fitted = fitted.and_also(_fit_shapes(data, more, overdispersion, near))
     return fitted
 
 
@@ -326,6 +347,30 @@ def varied(data: Data, fitted: Fit, factors: tuple[float, float], margin: float)
     etas, powers, lengths = (np.tile(v, len(grid)) for v in (candidates.eta, candidates.power, candidates.length))
     useful = np.isfinite(lengths) | (g == 1)
     return with_eta(data, etas[useful], (powers * f)[useful], (lengths * g)[useful])
+
+
+def varied_smooth(data: Data, fitted: Fit, step: float) -> Shapes | None:
+    """Around the best smooth candidate of each family without an η, those with the middle up to a `step` of the range
+    to either side and the length as much longer or shorter, in halves of that. As closely as the η of the emergent
+    account: else a smooth curve between two of the candidates tried is called emergent where the scores are precise.
+    None if all of them are far behind."""
+    shapes, parts = fitted.shapes, []
+    for family in (EXPONENTIAL, LOGISTIC, ROUNDED):
+        among = np.flatnonzero(shapes.family == family)
+        if not len(among):
+            continue
+        best = among[fitted.deviance[among].argmin()]
+        shifts = np.linspace(-step, step, 5)
+        if family == EXPONENTIAL:
+            lengths = shapes.length[best] * np.exp(2 * shifts)
+            middles = np.full(len(lengths), np.nan)
+        else:
+            shift, stretch = (grid.ravel() for grid in np.meshgrid(shifts, 2 * shifts))
+            middles, lengths = shapes.middle[best] + shift, shapes.length[best] * np.exp(stretch)
+        # Shorter than the shortest tried a curve is at chance for all that can be seen: no smooth one.
+        shortest = min(DECAY_LENGTHS) if family == EXPONENTIAL else min(LENGTHS)
+        parts.append(without_eta(data, family, middles, np.maximum(lengths, shortest)))
+    return joined(*parts) if parts else None
 
 
 def closer_etas(tried: np.ndarray, candidates: Shapes, deviances: np.ndarray, margin: float) -> np.ndarray:

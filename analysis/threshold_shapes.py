@@ -36,6 +36,9 @@ the range above the lowest loss."""
 LENGTHS = (0.1, 0.125, 0.16, 0.2, 0.26, 0.35)
 """Lengths s of the two, in widths of the range: smooth, as they are never at chance."""
 
+WITH_ETA, EXPONENTIAL, LOGISTIC, ROUNDED = range(4)
+"""Families of shapes."""
+
 MINIMUM_POINTS = 3
 """Checkpoints that must lie on each side of an η for it to be called a threshold, from two runs at least."""
 
@@ -82,7 +85,11 @@ class Shapes:
     power: np.ndarray
     """Exponent of each; NaN for the same."""
     length: np.ndarray
-    """Length over which it levels off, in widths of the range; infinite for powers, NaN for the same."""
+    """Length over which it levels off, in widths of the range; infinite for powers; s of those without an η."""
+    middle: np.ndarray
+    """m of the logistic and rounded ones, in widths of the range above the lowest loss; NaN for all others."""
+    family: np.ndarray
+    """`WITH_ETA`, `EXPONENTIAL`, `LOGISTIC` or `ROUNDED`."""
     rise: np.ndarray
     """x at each checkpoint, 1 at the lowest loss: shape (checkpoints, candidates)."""
     emergent: np.ndarray
@@ -120,10 +127,12 @@ def shapes(data: Data, etas: np.ndarray) -> Shapes:
     """The candidates with a threshold at each of `etas` (within the range of losses), and all smooth ones."""
     low, high = float(data.loss.min()), float(data.loss.max())
     beyond = with_eta(data, *_every(high + (high - low) * np.array(BEYOND), KINDS[: len(POWERS)]))
-    rise = _without_eta(data)
-    none = np.full(rise.shape[1], np.nan)
-    without = Shapes(none, none, none, rise, none > 0)
-    return joined(with_eta(data, *_every(etas[both_sides(data, etas)], KINDS)), beyond, without)
+    middles, lengths = (grid.ravel() for grid in np.meshgrid(MIDDLES, LENGTHS, indexing="ij"))
+    without = [
+        without_eta(data, EXPONENTIAL, np.full(len(DECAY_LENGTHS), np.nan), np.array(DECAY_LENGTHS)),
+        *(without_eta(data, family, middles, lengths) for family in (LOGISTIC, ROUNDED)),
+    ]
+    return joined(with_eta(data, *_every(etas[both_sides(data, etas)], KINDS)), beyond, *without)
 
 
 def closer(data: Data, etas: np.ndarray, coarse: Shapes, deviances: np.ndarray) -> Shapes:
@@ -159,7 +168,8 @@ def with_eta(data: Data, eta: np.ndarray, power: np.ndarray, length: np.ndarray)
     if levels.any():
         top = -np.expm1(-(((eta - low) / scale) ** power))
         rise[:, levels] = -np.expm1(-rise[:, levels]) / top[levels]
-    return Shapes(eta, power, length, rise, eta < data.loss.max())
+    none, family = np.full(len(eta), np.nan), np.full(len(eta), WITH_ETA)
+    return Shapes(eta, power, length, none, family, rise, eta < data.loss.max())
 
 
 def joined(*parts: Shapes) -> Shapes:
@@ -168,11 +178,15 @@ def joined(*parts: Shapes) -> Shapes:
     return Shapes(*(np.concatenate([getattr(part, name) for part in parts], axis=-1) for name in names))
 
 
-def _without_eta(data: Data) -> np.ndarray:
-    """The exponential, logistic and rounded rises, (checkpoints, candidates)."""
+def without_eta(data: Data, family: int, middle: np.ndarray, length: np.ndarray) -> Shapes:
+    """The rises of one family with middle and length as given, each (candidates,): smooth, for they are never at
+    chance."""
     position = (data.loss[:, None] - data.loss.min()) / np.ptp(data.loss)
-    middle, length = (grid.ravel() for grid in np.meshgrid(MIDDLES, LENGTHS, indexing="ij"))
-    odds, least_odds = np.exp((middle - position) / length), np.exp(middle / length)
-    logistic = odds / (1 + odds) * (1 + least_odds) / least_odds
-    rounded = np.log1p(odds) / np.log1p(least_odds)
-    return np.concatenate([np.exp(-position / np.array(DECAY_LENGTHS)), logistic, rounded], axis=1)
+    if family == EXPONENTIAL:
+        rise = np.exp(-position / length)
+    else:
+        odds, least_odds = np.exp((middle - position) / length), np.exp(middle / length)
+        logistic = odds / (1 + odds) * (1 + least_odds) / least_odds
+        rise = logistic if family == LOGISTIC else np.log1p(odds) / np.log1p(least_odds)
+    none = np.full(len(length), np.nan)
+    return Shapes(none, none, length, middle, np.full(len(length), family), rise, none > 0)

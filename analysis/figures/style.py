@@ -5,6 +5,7 @@ Sizes are told apart by colour (viridis, whose order of lightness survives grey 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,12 @@ from scipy import stats
 
 from analysis.table import FRACTIONS
 from tokenizer.files import atomic_path
+
+if "IPython" in sys.modules and (_shell := sys.modules["IPython"].get_ipython()):
+    # A notebook shows a figure that a cell returns; its own backend would do so, which Agg has taken the place of.
+    from IPython.core.pylabtools import select_figure_formats
+
+    select_figure_formats(_shell, {"png"})
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "h")
 
