@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
+from known_answers import KnownAnswers
 
 from emergence_eval import definitions
 from emergence_eval.metrics import LOWER_IS_BETTER
 from emergence_eval.results import read_rows, write_rows
 from emergence_eval.task_scores import evaluate_task, load_tasks
-from tests.emergence_eval.test_task_scores import KnownAnswers
 
 CHOICE_METRICS = [
     *("acc", "acc_norm", "correct_choice_prob", "brier"),

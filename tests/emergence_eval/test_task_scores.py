@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from lm_eval.api.model import LM
+from known_answers import KnownAnswers
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
@@ -15,26 +15,6 @@ from emergence_eval.fewshot import FittedTask, Window
 harness.silence()
 
 EVERYTHING = ("emergence", "emergence_variants", "bigbench")
-
-
-class KnownAnswers(LM):
-    """A language model that is told each log-likelihood and each generated text."""
-
-    def __init__(self, likelihood=lambda context, continuation: 0.0, text=lambda context: ""):
-        super().__init__()
-        self.likelihood, self.text = likelihood, text
-        self.asked = []
-
-    def loglikelihood(self, requests, disable_tqdm=False):
-        self.asked += [request.args for request in requests]
-        return [(self.likelihood(*request.args), False) for request in requests]
-
-    def generate_until(self, requests, disable_tqdm=False):
-        self.asked += [request.args for request in requests]
-        return [self.text(request.args[0]) for request in requests]
-
-    def loglikelihood_rolling(self, requests, disable_tqdm=False):
-        pytest.fail("no task here asks for the likelihood of a whole text")
 
 
 @pytest.fixture(scope="module")
