@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -272,8 +271,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         prog="python -m analysis.axes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     mapping.add_options(parser)
-    parser.add_argument("--replicates", type=int, default=bootstrap.REPLICATES, help="default: %(default)s")
-    parser.add_argument("--out", type=Path, help="also write the numbers to this .csv or .parquet file")
+    mapping.add_replicates(parser)
+    mapping.add_out(parser)
     arguments = parser.parse_args(argv)
     mapping.check_replicates(arguments.replicates)
     results = evaluate(mapping.load_as_asked(arguments), replicates=arguments.replicates)

@@ -50,12 +50,14 @@ def guessing_level(chance: float) -> float:
     return chance if chance > 0 else GUESS_RATE
 
 
-def wilson_interval(value: float, rows: float, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a share `value` of `rows` answers; it stays within 0 and 1."""
+def wilson_interval(
+    value: float | np.ndarray, rows: float | np.ndarray, level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson's score interval of a share `value` of `rows` answers, of one or of arrays; it stays within 0 and 1."""
     z = stats.norm.ppf(0.5 + level / 2)
     centre = (value + z * z / (2 * rows)) / (1 + z * z / rows)
     half = z / (1 + z * z / rows) * np.sqrt(value * (1 - value) / rows + z * z / (4 * rows * rows))
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+    return np.maximum(0.0, centre - half), np.minimum(1.0, centre + half)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -104,7 +106,8 @@ def at_lowest_loss(table: pd.DataFrame, *, loss: str = "loss") -> list[AboveChan
 
 def _interval(row: pd.Series) -> tuple[float, float]:
     if row["metric"] in FRACTIONS:
-        return wilson_interval(float(row["value"]), float(row["rows"]))
+        low, high = wilson_interval(float(row["value"]), float(row["rows"]))
+        return float(low), float(high)
     half = stats.norm.ppf(0.975) * float(row["stderr"])
     return float(row["value"]) - half, float(row["value"]) + half
 

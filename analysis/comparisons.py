@@ -247,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     mapping.add_options(parser)
-    parser.add_argument("--replicates", type=int, default=bootstrap.REPLICATES, help="default: %(default)s")
+    mapping.add_replicates(parser)
     parser.add_argument("--augmented", nargs=2, metavar=("PLAIN", "AUGMENTED"), help="two tasks of the same rows")
     arguments = parser.parse_args(argv)
     mapping.check_replicates(arguments.replicates)

@@ -10,7 +10,6 @@ import csv
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -174,8 +173,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     mapping.add_options(parser)
-    parser.add_argument("--replicates", type=int, default=bootstrap.REPLICATES, help="default: %(default)s")
-    parser.add_argument("--out", type=Path, help="also write the numbers to this .csv or .parquet file")
+    mapping.add_replicates(parser)
+    mapping.add_out(parser)
     arguments = parser.parse_args(argv)
     mapping.check_replicates(arguments.replicates)
     results = correlations(mapping.load_as_asked(arguments), replicates=arguments.replicates)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -138,8 +137,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     )
     mapping.add_options(parser)
     parser.add_argument("--axis", choices=AXES, action="append", help="may be repeated (default: all three)")
-    parser.add_argument("--replicates", type=int, default=200, help="default: %(default)s")
-    parser.add_argument("--out", type=Path, help="also write the numbers to this .csv or .parquet file")
+    mapping.add_replicates(parser, 200)
+    mapping.add_out(parser)
     arguments = parser.parse_args(argv)
     mapping.check_replicates(arguments.replicates)
     table = mapping.load_as_asked(arguments)

@@ -225,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     mapping.add_options(parser)
-    parser.add_argument("--replicates", type=int, default=bootstrap.REPLICATES, help="default: %(default)s")
+    mapping.add_replicates(parser)
     arguments = parser.parse_args(argv)
     mapping.check_replicates(arguments.replicates)
     for result in first_above(mapping.load_as_asked(arguments), replicates=arguments.replicates):

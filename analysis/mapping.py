@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import problems
+from analysis import bootstrap, problems
 from analysis.problems import Problem
-from analysis.table import check, choose_loss, completed, load, read, renamed, write
+from analysis.table import check, choose_loss, load, problems_of, read, renamed, write
 from tokenizer.cli import UserError
 
 DECAY = ("keep", "drop", "only")
@@ -63,6 +63,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="mark checkpoints from this share of their run's last tokens on as decay (0.8: the last fifth)",
     )
+
+
+def add_replicates(parser: argparse.ArgumentParser, default: int = bootstrap.REPLICATES) -> None:
+    """The number of bootstrap draws, which `check_replicates` checks."""
+    parser.add_argument(
+        "--replicates", type=int, default=default, help="bootstrap draws of runs (default: %(default)s)"
+    )
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """The file that `write_results` writes."""
+    parser.add_argument("--out", type=Path, help="also write the numbers to this .csv or .parquet file")
 
 
 def load_as_asked(arguments: argparse.Namespace, *, warn: bool = True) -> pd.DataFrame:
@@ -121,13 +133,10 @@ def print_problems(arguments: argparse.Namespace) -> bool:
     """Print every problem of the table with rows and remedy; whether one of them is fatal."""
     origin = str(arguments.path)
     raw = renamed(read(arguments.path), _pairs(arguments.map, "--map"), origin)
-    found = problems.missing(raw)
-    if not found or (found[0].column == "loss" and arguments.loss != "loss"):
+    lacks = problems.missing(raw)
+    if not lacks or (lacks[0].column == "loss" and arguments.loss != "loss"):
         raw = choose_loss(raw, arguments.loss, origin)
-        found = problems.missing(raw)
-    if not found:
-        complete, found = completed(raw, chance=_levels(arguments.chance))
-        found = found or problems.found_in(complete)
+    found = problems_of(raw, chance=_levels(arguments.chance))
     selects = arguments.only or arguments.leave_out or arguments.decay != "keep"
     if selects and not any(problem.fatal for problem in found):
         # Of the rows that are asked for, which are counted anew.

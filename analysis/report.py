@@ -153,9 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parser.add_argument(
         "--out", type=Path, help="folder to write (default: <grid>/report; for a table <name>-report beside it)"
     )
-    parser.add_argument(
-        "--replicates", type=int, default=bootstrap.REPLICATES, help="bootstrap draws of runs (default: %(default)s)"
-    )
+    mapping.add_replicates(parser)
     parser.add_argument(
         "--margin",
         type=float,
@@ -165,8 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     arguments = parser.parse_args(argv)
-    if arguments.replicates < 100:
-        raise UserError(f"--replicates {arguments.replicates}: a 95 % interval needs at least 100")
+    mapping.check_replicates(arguments.replicates)
     if not arguments.margin > 0:
         raise UserError(f"--margin {arguments.margin:g}: give a difference above 0, as 0.02")
     path = arguments.path

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -184,8 +183,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         help="difference that counts as none, in units of the metric (%(default)s)",
     )
     parser.add_argument("--by", choices=("size", "decay"), default="size", help="what is compared (%(default)s)")
-    parser.add_argument("--replicates", type=int, default=bootstrap.REPLICATES, help="default: %(default)s")
-    parser.add_argument("--out", type=Path, help="also write the numbers to this .csv or .parquet file")
+    mapping.add_replicates(parser)
+    mapping.add_out(parser)
     arguments = parser.parse_args(argv)
     if not arguments.margin > 0:
         raise UserError(f"--margin {arguments.margin:g}: give a difference above 0, as 0.02")

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from analysis import bootstrap, mapping, scaling_law, scaling_text
+from analysis import mapping, scaling_law, scaling_text
 from analysis.columns import parameters_of
 from tokenizer import cli
 from tokenizer.cli import UserError
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     )
     parser.add_argument("--cluster", help="a cluster's name or file (launchers/clusters): gives GPU-hours")
     parser.add_argument("--mfu", type=float, help="share of the peak rate that training uses, instead of a plan's")
-    parser.add_argument("--replicates", type=int, default=bootstrap.REPLICATES, help="default: %(default)s")
+    mapping.add_replicates(parser)
     arguments = parser.parse_args(argv)
     mapping.check_replicates(arguments.replicates)
     if arguments.cluster and not arguments.eta:

@@ -79,10 +79,9 @@ def check(table: pd.DataFrame, origin: str, *, chance: Mapping[str, float] | Non
 
     `origin` names the table in messages.
     """
-    _refuse(problems.missing(table), origin)
     chosen = table.attrs.get("loss", "loss")
-    table, found = completed(table, chance=chance)
-    _refuse(found or problems.found_in(table), origin)
+    table, found = _examined(table, chance)
+    _refuse(found, origin)
     others = sorted(name for name in table.columns if name.startswith("loss_") and name != "loss_train")
     order = list(ORDER)
     position = order.index("loss_train") + 1
@@ -103,16 +102,21 @@ def completed(table: pd.DataFrame, *, chance: Mapping[str, float] | None = None)
     return table, found
 
 
-def problems_of(table: pd.DataFrame) -> list[Problem]:
+def problems_of(table: pd.DataFrame, *, chance: Mapping[str, float] | None = None) -> list[Problem]:
     """All problems of a table, fatal ones first; an empty list is a clean table.
 
     Takes tables as they are read as well as checked ones: with a column missing only that is reported, with cells of
     a wrong type only those.
     """
+    return _examined(table, chance)[1]
+
+
+def _examined(table: pd.DataFrame, chance: Mapping[str, float] | None) -> tuple[pd.DataFrame, list[Problem]]:
+    """The table, completed as far as it can be, and its problems."""
     if found := problems.missing(table):
-        return found
-    complete, found = completed(table)
-    return found + problems.found_in(complete)
+        return table, found
+    table, found = completed(table, chance=chance)
+    return table, found or problems.found_in(table)
 
 
 def write(table: pd.DataFrame, path: Path) -> None:

@@ -14,7 +14,6 @@ import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -288,8 +287,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     mapping.add_options(parser)
-    parser.add_argument("--replicates", type=int, default=bootstrap.REPLICATES, help="default: %(default)s")
-    parser.add_argument("--out", type=Path, help="also write all numbers as .csv or .parquet")
+    mapping.add_replicates(parser)
+    mapping.add_out(parser)
     arguments = parser.parse_args(argv)
     mapping.check_replicates(arguments.replicates)
     results = thresholds(mapping.load_as_asked(arguments), replicates=arguments.replicates)

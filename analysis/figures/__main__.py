@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import bootstrap, correlation, mapping, threshold
+from analysis import correlation, mapping, threshold
 from analysis.figures import PAPER, correlations_beside_the_paper, draw, save
 from analysis.figures.paper import select
 from analysis.table import primary_metrics
@@ -41,9 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parser.add_argument("--out", type=Path, help="folder to write (default: figures beside the table or in the grid)")
     parser.add_argument("--large", nargs="+", metavar="RUN", help="the large runs (default: the 3 of most compute)")
     parser.add_argument("--no-thresholds", action="store_true", help="draw no verdicts: as in the paper, and faster")
-    parser.add_argument(
-        "--replicates", type=int, default=bootstrap.REPLICATES, help="bootstrap draws of runs (default: %(default)s)"
-    )
+    mapping.add_replicates(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
     arguments = parser.parse_args(argv)
     table = mapping.load_as_asked(arguments)

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy import stats
 
+from analysis.chance import wilson_interval
 from analysis.table import FRACTIONS
 from tokenizer.files import atomic_path
 
@@ -113,13 +114,11 @@ def intervals(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """95 % interval of each value over benchmark rows, shape (rows,) twice: Wilson's for shares, ±1.96 standard errors
     otherwise; the value itself where no standard error is known."""
     value = rows["value"].to_numpy(dtype=float)
-    z = stats.norm.ppf(0.975)
     if rows["metric"].iloc[0] in FRACTIONS:
-        n = rows["rows"].to_numpy(dtype=float)
-        centre = (value + z * z / (2 * n)) / (1 + z * z / n)
-        half = z / (1 + z * z / n) * np.sqrt(value * (1 - value) / n + z * z / (4 * n * n))
-        return np.minimum(np.maximum(0.0, centre - half), value), np.maximum(np.minimum(1.0, centre + half), value)
-    half = z * np.nan_to_num(rows["stderr"].to_numpy(dtype=float))
+        low, high = wilson_interval(value, rows["rows"].to_numpy(dtype=float))
+        # Not past the value by rounding, at 0 and 1.
+        return np.minimum(low, value), np.maximum(high, value)
+    half = stats.norm.ppf(0.975) * np.nan_to_num(rows["stderr"].to_numpy(dtype=float))
     return value - half, value + half
 
 
