@@ -135,6 +135,15 @@ class CostModel:
             fixed=STEP_SECONDS,
         )
 
+    def least_seconds(self, settings: RunSettings, data_parallel: int) -> float:
+        """A lower bound of `step_time` that is cheap to ask for: as if all stages were equally slow, with nothing sent
+        between stages or replicas, and no update."""
+        layer, output = self._parts(settings)
+        micro_batches = settings.global_batch_size // data_parallel // settings.micro_batch_size
+        all_stages = settings.num_layers * layer.total + output.total
+        stage = all_stages / settings.pipeline_parallel
+        return micro_batches * stage + (all_stages - stage) / settings.virtual_pipeline_parallel
+
     def _parts(self, settings: RunSettings) -> tuple[_Parts, _Parts]:
         """One micro-batch through one layer, and through the output layer and the loss."""
         it = settings

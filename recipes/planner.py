@@ -9,7 +9,6 @@ Legality is `recipes.layout`'s, bytes are `recipes.memory`'s, seconds `recipes.c
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import math
 import shlex
@@ -141,7 +140,11 @@ def _search(run: Run, cluster: Cluster, gpus: int, goodput: float, shortest_slic
         # Recomputation only takes longer: most layouts need no account of their memory.
         nonlocal considered
         considered += 1
-        return best is None or model.step_time(settings, data_parallel).total < best.step.total
+        if best is None:
+            return True
+        if model.least_seconds(settings, data_parallel) >= best.step.total:
+            return False
+        return model.step_time(settings, data_parallel).total < best.step.total
 
     for settings, data_parallel, memory in legal_layouts(
         run.settings, cluster, gpus, refusals, shortest_slice, may_be_faster
@@ -155,7 +158,10 @@ def _search(run: Run, cluster: Cluster, gpus: int, goodput: float, shortest_slic
             best = Plan(run.name, settings, cluster, gpus, data_parallel, memory, step, goodput)
     if best is None:
         raise NoPlanError(_why_not(run, cluster, gpus, smallest, refusals.all()), refusals.all())
-    return dataclasses.replace(best, considered=considered, refusals=refusals.all())
+    # Of the checks on settings the search makes those on layouts alone; what it found passes them all.
+    return dataclasses.replace(
+        best, settings=dataclasses.replace(best.settings), considered=considered, refusals=refusals.all()
+    )
 
 
 def plan_within(run: Run, cluster: Cluster, days: float = DAYS, goodput: float = GOODPUT) -> Plan:
@@ -246,7 +252,7 @@ def legal_layouts(
                     continue
                 distributed = replicas * context > 1
                 for stage_settings in _pipelines(shared, pipeline, refusals):
-                    settings = dataclasses.replace(stage_settings, distributed_optimizer=distributed)
+                    settings = _unchecked(stage_settings, distributed_optimizer=distributed)
                     yield from _micro_batches(settings, replicas, cluster, gpus, refusals, wanted)
 
 
@@ -257,12 +263,14 @@ _DEFAULTS: dict[str, Any] = {
 
 def _try(settings: RunSettings, refusals: Refusals, **changes: Any) -> RunSettings | None:
     """`settings` with `changes`, or None and the reason noted if that is no legal layout."""
+    changed = _unchecked(settings, **changes)
     try:
-        return dataclasses.replace(settings, **changes)
+        layout.check(changed)
     except UserError as error:
         words = " ".join(f"{key}={value}" for key, value in changes.items() if value != _DEFAULTS.get(key))
         refusals.add(str(error), settings, f" with {words}")
         return None
+    return changed
 
 
 def _pipelines(settings: RunSettings, stages: int, refusals: Refusals) -> Iterator[RunSettings]:
@@ -331,10 +339,9 @@ def _micro_batches(
 
 
 def _unchecked(settings: RunSettings, **changes: Any) -> RunSettings:
-    """`settings` with changes that are legal for any settings, without the checks: they are half of the search."""
-    copied = copy.copy(settings)
-    for name, value in changes.items():
-        object.__setattr__(copied, name, value)
+    """`settings` with changes, without any of the checks, which would be most of the search's time."""
+    copied = object.__new__(type(settings))
+    vars(copied).update(vars(settings), **changes)
     return copied
 
 

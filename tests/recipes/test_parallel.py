@@ -72,6 +72,16 @@ def test_a_plan_is_legal_and_the_fastest_that_fits(paper, a100, name, gpus, publ
     assert len(times) <= plan.considered
 
 
+@pytest.mark.parametrize("gpus", [8, 128])
+def test_what_the_search_passes_over_unseen_cannot_be_faster(paper, a100, gpus):
+    model = CostModel(a100)
+    shares = [
+        model.least_seconds(settings, replicas) / model.step_time(settings, replicas).total
+        for settings, replicas, _ in legal_layouts(paper.run("6B-250B").settings, a100, gpus, Refusals())
+    ]
+    assert len(shares) > 100 and 0.4 < max(shares) < 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cluster", ["dgx-a100", "dgx-h100"])
 def test_every_run_of_the_paper_has_a_plan_wherever_one_exists(paper, cluster):
