@@ -6,14 +6,13 @@ section 4: augmented prompting is an emergent ability if it overtakes plain prom
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from analysis import bootstrap
-from analysis.first_above import SIGNIFICANCE, FirstAbove, grouped, stays_above
+from analysis.first_above import SIGNIFICANCE, FirstAbove, group_means, grouped, stays_above
 from analysis.names import in_order
 from analysis.noise import noise_variance
 from analysis.table import primary_metrics, run_ids
@@ -118,14 +117,9 @@ def _paired(plain: pd.DataFrame, augmented: pd.DataFrame, loss: str) -> Data | N
 
 
 def _mean_difference(data: Data, member: np.ndarray) -> tuple[float, float]:
-    """Mean over some checkpoints and its standard error, the larger one of rows' and runs' (as in first_above)."""
-    weight = member / data.variance
-    total = weight.sum()
-    mean = float((weight * data.excess).sum() / total)
-    residual = data.per_run(weight * (data.excess - mean))
-    runs = int((data.per_run(weight) > 0).sum())
-    robust = float((residual**2).sum() / total**2) * runs / max(runs - 1, 1)
-    return mean, math.sqrt(max(robust, 1 / total) + data.level_sd**2)
+    """Mean over some checkpoints and its standard error, from how runs differ on these alone."""
+    found = group_means(data, np.where(member, 0, -1), 1, np.ones((1, data.num_runs)))
+    return found.mean.item(), found.error.item()
 
 
 def _who_wins(found: FirstAbove) -> str:

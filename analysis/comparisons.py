@@ -22,11 +22,8 @@ from analysis import bootstrap, mapping
 from analysis.augmented import Augmented, augmented_prompting
 from analysis.chance import holm
 from analysis.names import in_order, task_title
-from analysis.noise import fit_data
 from analysis.table import FRACTIONS, primary_metrics, run_ids
 from analysis.threshold import EMERGENT, NOT_REACHED, Threshold, thresholds
-from analysis.threshold_draws import replicates as fit_draws
-from analysis.threshold_fit import fit
 from tokenizer import cli
 
 ABILITY_METRICS = (*FRACTIONS, "correct_choice_prob", "brier")
@@ -99,43 +96,33 @@ def same_eta(
     replicates: int = bootstrap.REPLICATES,
     seed: int = 0,
 ) -> list[EtaDifference]:
-    """Differences of η for every pair of `metrics` that a task has; `results` are `thresholds(table)` if at hand."""
+    """Differences of η for every pair of `metrics` that a task has; `results` are `thresholds(table)` if at hand, whose
+    draws of runs then count rather than `replicates` and `seed`."""
     chosen = table[table["metric"].isin(metrics)]
     if results is None:
         results = thresholds(chosen, loss=loss, replicates=replicates, seed=seed) if len(chosen) else []
     found = {(r.task, r.metric): r for r in results if r.metric in metrics}
     differences = []
     for task in in_order(chosen["task"]) if len(chosen) else []:
-        rows = {str(metric): part for metric, part in chosen[chosen["task"] == task].groupby("metric")}
-        drawn = {
-            metric: _drawn_etas(part, loss, replicates, seed)
-            for metric, part in rows.items()
-            if found[task, metric].verdict == EMERGENT
+        runs = {
+            str(metric): frozenset(run_ids(rows)) for metric, rows in chosen[chosen["task"] == task].groupby("metric")
         }
-        order = sorted(rows, key=metrics.index)
-        differences += [_difference(found[task, a], found[task, b], drawn) for a, b in combinations(order, 2)]
+        for a, b in combinations(sorted(runs, key=metrics.index), 2):
+            differences.append(_difference(found[task, a], found[task, b], runs[a] == runs[b]))
     adjusted = holm([d.p_value for d in differences])
     return [replace(d, p_adjusted=p) for d, p in zip(differences, adjusted, strict=True)]
 
 
-def _drawn_etas(rows: pd.DataFrame, loss: str, replicates: int, seed: int) -> tuple[tuple[str, ...], np.ndarray]:
-    """The runs, and η of each draw of them."""
-    runs = tuple(np.unique(run_ids(rows).to_numpy(dtype=str)))
-    return runs, fit_draws(fit(fit_data(rows, loss)), bootstrap.multiplicities(len(runs), replicates, seed)).eta
-
-
-def _difference(
-    first: Threshold, second: Threshold, drawn: dict[str, tuple[tuple[str, ...], np.ndarray]]
-) -> EtaDifference:
+def _difference(first: Threshold, second: Threshold, same_runs: bool) -> EtaDifference:
     unknown = EtaDifference(
         first.task, first.metric, second.metric, first.eta, second.eta, *[float("nan")] * 6, reason=""
     )
     missing = [r for r in (first, second) if r.verdict != EMERGENT]
     if missing:
         return replace(unknown, reason="; ".join(f"{r.metric} is {r.verdict}" for r in missing))
-    (runs, etas), (other_runs, other_etas) = drawn[first.metric], drawn[second.metric]
+    etas, other_etas = first.eta_draws, second.eta_draws
     correlation = 0.0
-    if runs == other_runs and np.std(etas) > 0 and np.std(other_etas) > 0:
+    if same_runs and np.std(etas) > 0 and np.std(other_etas) > 0:
         correlation = float(np.corrcoef(etas, other_etas)[0, 1])
     difference = first.eta - second.eta
     low, high = difference_interval(

@@ -96,18 +96,28 @@ def grouped(data: Data, most: int = GROUPS) -> Groups:
     return Groups(index, low, high)
 
 
-def p_values(data: Data, groups: Groups, draws: np.ndarray) -> np.ndarray:
-    """One-sided p-value of each group against chance for each draw of runs, shape (draws, groups); NaN for a
-    group without a checkpoint in the draw.
+@dataclass(frozen=True)
+class Means:
+    """Mean excess of groups of checkpoints for draws of runs."""
 
-    The statistic is the mean excess, weighted by 1/variance, over its standard error, whose square is φ/Σw plus
-    `level_sd` squared: all checkpoints answer the same rows, so that their mean is off chance by what one checkpoint's
-    sample of rows explains. φ >= 1 is what runs differ by: the cluster-robust variance of a group's mean over 1/Σw,
-    times R/(R − 1) for its R runs, averaged over the groups by their R − 1; the quantile is Student's with as many
-    degrees of freedom where φ exceeds 1.
+    mean: np.ndarray
+    """(draws, groups); NaN for a group without a checkpoint in the draw."""
+    error: np.ndarray
+    """Its standard error, (draws, groups)."""
+    freedom: np.ndarray
+    """Degrees of freedom of the error, (draws,); infinite where runs differ no more than the rows explain."""
+
+
+def group_means(data: Data, index: np.ndarray, count: int, draws: np.ndarray) -> Means:
+    """Means of the groups 0 to `count` - 1, `index` being the group of each checkpoint (-1 for none).
+
+    They are weighted by 1/variance. The square of the error is φ/Σw plus `level_sd` squared: all checkpoints answer the
+    same rows, so that their mean is off chance by what one checkpoint's sample of rows explains. φ >= 1 is what runs
+    differ by: the cluster-robust variance of a group's mean over 1/Σw, times R/(R − 1) for its R runs, averaged over
+    the groups by their R − 1, which are the degrees of freedom where φ exceeds 1.
     """
     weight = 1 / data.variance
-    member = groups.index[:, None] == np.arange(len(groups.low))[None, :]
+    member = index[:, None] == np.arange(count)[None, :]
     w = data.per_run(weight[:, None] * member)
     wy = data.per_run((weight * data.excess)[:, None] * member)
     total, sums = draws @ w, draws @ wy
@@ -122,7 +132,14 @@ def p_values(data: Data, groups: Groups, draws: np.ndarray) -> np.ndarray:
     pooled = np.where(spare > 0, ratio, 0.0).sum(axis=1) / np.maximum(freedom, 1)
     error = np.sqrt(np.maximum(pooled, 1.0)[:, None] / safe + data.level_sd**2)
     freedom = np.where(pooled > 1, np.maximum(freedom, 1), np.inf)
-    return np.where(present, stats.t.sf(mean / error, freedom[:, None]), np.nan)
+    return Means(np.where(present, mean, np.nan), error, freedom)
+
+
+def p_values(data: Data, groups: Groups, draws: np.ndarray) -> np.ndarray:
+    """One-sided p-value of each group against chance for each draw of runs, shape (draws, groups), by Student's t on
+    `group_means`; NaN for a group without a checkpoint in the draw."""
+    found = group_means(data, groups.index, len(groups.low), draws)
+    return stats.t.sf(found.mean / found.error, found.freedom[:, None])
 
 
 def passed(p: np.ndarray, alpha: float) -> np.ndarray:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import pandas as pd
@@ -97,6 +97,8 @@ class Threshold:
     loss_high: float
     reason: str
     """In words, why the verdict."""
+    eta_draws: np.ndarray | None = field(repr=False, compare=False)
+    """With the verdict *emergent*: η of each draw of runs, for the comparison with another metric's."""
 
 
 def thresholds(
@@ -112,7 +114,8 @@ def thresholds(
 
 def as_table(results: Sequence[Threshold]) -> pd.DataFrame:
     """One row per task and metric."""
-    return pd.DataFrame([asdict(result) for result in results])
+    columns = [item.name for item in fields(Threshold) if item.name != "eta_draws"]
+    return pd.DataFrame([{name: getattr(result, name) for name in columns} for result in results])
 
 
 def _too_little(rows: pd.DataFrame, loss: np.ndarray, num_runs: int) -> str:
@@ -135,7 +138,8 @@ def _too_little(rows: pd.DataFrame, loss: np.ndarray, num_runs: int) -> str:
 def _threshold(task: str, metric: str, rows: pd.DataFrame, column: str, replicates: int, seed: int) -> Threshold:
     loss = rows[column].to_numpy(dtype=float)
     num_runs = run_ids(rows).nunique()
-    found = {field.name: float("nan") for field in fields(Threshold)} | {
+    found = {item.name: float("nan") for item in fields(Threshold)} | {
+        "eta_draws": None,
         "task": task,
         "metric": metric,
         "verdict": UNDECIDED,
@@ -161,7 +165,7 @@ def _threshold(task: str, metric: str, rows: pd.DataFrame, column: str, replicat
         elif verdict != NOT_REACHED:
             verdict, reason = NOT_REACHED, "performance does not change with loss"
     if verdict == EMERGENT:
-        found |= _intervals(fitted, drawn)
+        found |= _intervals(fitted, drawn) | {"eta_draws": drawn.eta}
     if verdict == NOT_REACHED:
         weight = 1 / fitted.data.variance
         level = float((weight * fitted.data.excess).sum() / (weight.sum() + 1 / fitted.data.level_sd**2))
