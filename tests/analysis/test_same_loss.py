@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -155,3 +158,13 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     assert pd.read_csv(out)["verdict"].tolist() == [same_loss.DIFFERENT]
     with pytest.raises(UserError, match="--margin 0: give a difference above 0"):
         same_loss.main([str(path), "--margin", "0"])
+
+
+def test_the_simulation_of_its_coverage_prints_a_line_a_truth(capsys):
+    program = runpy.run_path(str(Path(__file__).resolve().parents[2] / "benchmarks" / "same_loss_coverage.py"))
+    program["main"](["--simulations", "1", "--first-seed", "7"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + 3 * 2 * 2
+    assert all(line.count("|") == lines[0].count("|") for line in lines)
+    with pytest.raises(UserError, match="--simulations is at least 1"):
+        program["main"](["--simulations", "0"])
