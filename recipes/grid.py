@@ -1,7 +1,8 @@
 """Grids: the file that names a set of runs, read, swept and checked.
 
 `defaults` holds settings of every run, `sizes` those of a size, and each entry of `runs` is one run, or many:
-a setting given as a list is swept over. The settings are those of `recipes.settings.RunSettings`.
+a setting given as a list is swept over. The settings are those of `recipes.settings.RunSettings`. With a section
+`microworld` (`{}` for its defaults) documents and benchmarks are generated where none are given.
 
     python -m recipes.grid recipes/grids/smoke.yaml
 """
@@ -24,13 +25,14 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
+from recipes.microworld.settings import MicroworldSettings
 from recipes.settings import RESERVED_RUN_NAMES, RunSettings, format_count, parse_count
 from recipes.settings_file import SettingsFile
 from tokenizer import cli
 from tokenizer.cli import UserError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-_TOP_LEVEL = {"name", "description", "tokenizer", "evaluation", "defaults", "sizes", "runs"}
+_TOP_LEVEL = {"name", "description", "microworld", "tokenizer", "evaluation", "defaults", "sizes", "runs"}
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class Grid:
     evaluation: EvaluationSettings
     runs: tuple[Run, ...]
     description: str = ""
+    microworld: MicroworldSettings | None = None
+    """The generated documents and benchmarks that the grid is for; None where it has no such section."""
 
     def run(self, name: str) -> Run:
         """The run called `name`; UserError with the names there are if there is none."""
@@ -115,6 +119,7 @@ def load_grid(path: str | Path) -> Grid:
         evaluation=_section(source, "evaluation", EvaluationSettings),
         runs=tuple(run for _, run in runs),
         description=str(source.value.get("description", "")).strip(),
+        microworld=_section(source, "microworld", MicroworldSettings) if "microworld" in source.value else None,
     )
 
 
@@ -289,7 +294,10 @@ def _section(source: SettingsFile, name: str, kind: type) -> Any:
             raise source.error((name, key), f"tasks is {value!r}; it must be a list of names")
         if key == "ratio" and not isinstance(value, dict):
             raise source.error((name, key), f"ratio is {value!r}; it must map languages to weights")
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    try:
+        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    except UserError as error:
+        raise source.error((name,), str(error)) from None
 
 
 def table(grid: Grid) -> Table:

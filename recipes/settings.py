@@ -47,7 +47,7 @@ OPERATION_SETTINGS = frozenset(
 )
 """Settings of how a run is kept alive, which a resumed run may change."""
 
-RESERVED_RUN_NAMES = frozenset({"tokenizer", "data", "report", "logs"})
+RESERVED_RUN_NAMES = frozenset({"world", "tokenizer", "data", "report", "logs"})
 """Names of the other directories beside the runs in a grid's directory."""
 
 ROUNDING_TOLERANCE = 0.005

@@ -8,6 +8,7 @@ import pytest
 from commands import REPOSITORY, run_module
 
 from recipes import grid
+from recipes.microworld.settings import MicroworldSettings
 from recipes.settings import parse_count
 from tokenizer.cli import UserError
 
@@ -79,6 +80,16 @@ def test_lists_are_swept_and_settings_override_each_other(write):
         ("  kv_channels: 16", "  precision: fp4", 12, "precision is 'fp4'; choose one of fp32, bf16"),
         ("  kv_channels: 16", "  num_checkpoints: 99", 12, "99 checkpoints do not fit in 10 steps"),
         ("hidden_size: 32, ", "", 12, "missing settings: hidden_size"),
+        (
+            "tokenizer:",
+            "microworld: {megabyte: 1}\ntokenizer:",
+            2,
+            "unknown key 'megabyte'; known are megabytes, people",
+        ),
+        ("tokenizer:", "microworld:\n  people: 3\ntokenizer:", 2, "microworld: people is 3; it must be from 16"),
+        ("tokenizer:", "microworld: {seed: one}\ntokenizer:", 2, "seed is 'one'; it must be a whole number"),
+        ("tokenizer:", "microworld: 4\ntokenizer:", 2, "microworld must be a mapping of settings to values"),
+        ("name: alone", "name: world", 13, "'world' cannot name a run"),
     ],
 )
 def test_a_wrong_grid_is_refused_with_file_line_and_remedy(write, before, after, line, message):
@@ -89,6 +100,19 @@ def test_a_wrong_grid_is_refused_with_file_line_and_remedy(write, before, after,
     assert str(error.value).startswith(f"{path}:{line}: ")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "settings"),
+    [
+        ("", None),
+        ("microworld: {}\n", MicroworldSettings()),
+        ("microworld:\n", MicroworldSettings()),
+        ("microworld: {megabytes: 0.5, rows: 9}\n", MicroworldSettings(megabytes=0.5, rows=9)),
+    ],
+)
+def test_a_grid_may_have_a_world_of_its_own(write, section, settings):
+    assert grid.load_grid(write(GRID + section)).microworld == settings
 
 
 def test_an_unknown_grid_names_the_shipped_ones():
