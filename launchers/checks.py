@@ -1,6 +1,6 @@
 """What can be known to go wrong is found before anything is started.
 
-check_before_start(grid, runs, folder, corpus, benchmarks, jobs)
+check_before_start(grid, runs, folder, inputs, jobs)
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from emergence_eval.definitions import ALL, TaskDefinition, load
-from launchers.directory import check_corpus, check_unchanged, is_finished, num_checkpoints
+from launchers.directory import check_sources, check_unchanged, is_finished, num_checkpoints
 from launchers.disk import kept_bytes, meanwhile_bytes
 from launchers.estimate import MEMORY_PER_PARAMETER
-from launchers.plan import GridDirectory
+from launchers.plan import GridDirectory, Inputs
 from recipes import layout
 from recipes.checkpoint import MANIFEST, RESUME
 from recipes.grid import Grid, Run
@@ -30,50 +30,66 @@ DATA_BYTES_PER_FILE_BYTE = 4
 text an id."""
 
 
-def tasks_of(grid: Grid, benchmarks: Path | None = None) -> list[TaskDefinition]:
-    """The tasks that the grid's checkpoints are evaluated on, with `benchmarks` without the optional ones that have no
-    files there; UserError for a name that is none."""
+def tasks_of(grid: Grid, inputs: Inputs) -> list[TaskDefinition]:
+    """The tasks that the grid's checkpoints are evaluated on, without the optional ones that have no files in
+    `inputs.benchmarks`; UserError for a name that is none, or that a world has no files for."""
     try:
-        return load(grid.evaluation.tasks or (ALL,), benchmarks)
+        # A world has files for all of the paper's tasks once it is made.
+        tasks = load(grid.evaluation.tasks or (ALL,), None if inputs.world else inputs.benchmarks)
     except UserError as error:
         raise UserError(f"{grid.path}: evaluation: {error}") from None
+    if inputs.world is not None:
+        made = {task.reader.name for task in load((ALL,))}
+        if foreign := [task.name for task in tasks if task.reader.name not in made]:
+            raise UserError(
+                f"{grid.path}: evaluation: a microworld has no files for {', '.join(foreign)}; leave it out, or give "
+                "--corpus and --benchmarks"
+            )
+    return tasks
 
 
 def check_before_start(
     grid: Grid,
     runs: Sequence[Run],
     folder: GridDirectory,
-    corpus: Path | None,
-    benchmarks: Path | None,
+    inputs: Inputs,
     jobs: int,
 ) -> dict[str, Any]:
-    """Raise UserError for what would stop the launch later; the description of the corpus otherwise.
+    """Raise UserError for what would stop the launch later; the description of the documents otherwise.
 
     Args:
         runs: The runs that are to be trained.
         jobs: Runs side by side.
     """
-    sources = check_inputs(grid, folder, corpus, benchmarks)
+    sources = check_inputs(grid, folder, inputs)
     check_machine(runs, folder, sources["bytes"], jobs)
     return sources
 
 
-def check_inputs(grid: Grid, folder: GridDirectory, corpus: Path | None, benchmarks: Path | None) -> dict[str, Any]:
-    """Raise UserError for documents, benchmarks or an output directory that do not do; the description of the corpus
+def check_inputs(grid: Grid, folder: GridDirectory, inputs: Inputs) -> dict[str, Any]:
+    """Raise UserError for documents, benchmarks or an output directory that do not do; the description of the documents
     otherwise."""
-    if corpus is None:
+    _check_there(inputs)
+    tasks = tasks_of(grid, inputs)
+    if inputs.world is None:
+        for task in tasks:
+            task.task_hash(inputs.benchmarks)
+    _check_writable(folder.path)
+    check_unchanged(grid, folder)
+    return check_sources(inputs, folder)
+
+
+def _check_there(inputs: Inputs) -> None:
+    if inputs.corpus is None:
         raise UserError("--corpus is missing; give a directory of documents (JSON lines, Parquet or text files)")
-    if benchmarks is None:
+    if inputs.benchmarks is None:
         raise UserError(
             "--benchmarks is missing; give the directory that holds the benchmarks' files (hellaswag/, ...)"
         )
-    if not benchmarks.is_dir():
-        raise UserError(f"{benchmarks}: no such directory; --benchmarks takes the directory with the benchmarks' files")
-    for task in tasks_of(grid, benchmarks):
-        task.task_hash(benchmarks)
-    _check_writable(folder.path)
-    check_unchanged(grid, folder)
-    return {**check_corpus(corpus, folder), "benchmarks": str(benchmarks.resolve())}
+    if inputs.world is None and not inputs.benchmarks.is_dir():
+        raise UserError(
+            f"{inputs.benchmarks}: no such directory; --benchmarks takes the directory with the benchmarks' files"
+        )
 
 
 def check_machine(runs: Sequence[Run], folder: GridDirectory, corpus_bytes: int, jobs: int) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from launchers.plan import GridDirectory, read_json
+from launchers.plan import GridDirectory, Inputs, read_json
 from recipes.grid import Grid, Run, load_grid
 from tokenizer import files
 from tokenizer.cli import UserError
@@ -32,7 +32,7 @@ STEPS_LOCK = "steps.lock"
 """File in the logs' directory that the processes of the steps hold."""
 
 SOURCES = "sources.json"
-"""File in the logs' directory that says from which corpus the data were made."""
+"""File in the logs' directory that says from which corpus, or as which world, the data were made."""
 
 LAYOUT = frozenset({"tensor_parallel", "pipeline_parallel", "distributed_optimizer", "micro_batch_size"})
 """Settings that a run which has begun may change: they say where it is computed, not what."""
@@ -140,8 +140,37 @@ def _plain(value: Any) -> str:
     return ", ".join(map(str, value)) or "empty" if isinstance(value, tuple) else str(value)
 
 
-def check_corpus(corpus: Path, folder: GridDirectory) -> dict[str, Any]:
-    """What `corpus` is, by names and sizes of its files; UserError where the data were made from another."""
+def choose_inputs(
+    grid: Grid, folder: GridDirectory, corpus: Path | str | None = None, benchmarks: Path | str | None = None
+) -> Inputs:
+    """The user's documents and benchmarks, as given here or to the last launch in the directory; where there are none,
+    the grid's own world, if it has one."""
+    before = read_sources(folder)
+    corpus, benchmarks = corpus or before.get("corpus"), benchmarks or before.get("benchmarks")
+    if grid.microworld is not None and not corpus and not benchmarks:
+        return Inputs(folder.world / "corpus", folder.world / "benchmarks", grid.microworld)
+    return Inputs(*(Path(path).resolve() if path else None for path in (corpus, benchmarks)))
+
+
+def documents_bytes(inputs: Inputs) -> int | None:
+    """Size of the documents, of a world that of its text; None where none are given."""
+    if inputs.world is not None:
+        return round(inputs.world.megabytes * 1e6)
+    return sum(item.bytes for item in find_inputs(inputs.corpus)) if inputs.corpus else None
+
+
+def check_sources(inputs: Inputs, folder: GridDirectory) -> dict[str, Any]:
+    """What the data are made from: the user's documents by names and sizes of their files, or a world by its settings;
+    UserError where the data that are there were made from something else."""
+    if inputs.world is not None:
+        sources = {"microworld": dataclasses.asdict(inputs.world), "bytes": documents_bytes(inputs)}
+    else:
+        sources = {**_corpus(inputs.corpus), "benchmarks": str(inputs.benchmarks)}
+    _check_same_sources(sources, folder)
+    return sources
+
+
+def _corpus(corpus: Path) -> dict[str, Any]:
     inputs = [
         (str(path.relative_to(corpus) if corpus.is_dir() else path.name), path.stat().st_size)
         for item in find_inputs(corpus)
@@ -150,28 +179,37 @@ def check_corpus(corpus: Path, folder: GridDirectory) -> dict[str, Any]:
     size = sum(bytes_ for _, bytes_ in inputs)
     if size == 0:
         raise UserError(f"{corpus}: its {len(inputs)} document files are all empty; --corpus needs documents")
-    sources = {
-        "corpus": str(corpus.resolve()),
+    return {
+        "corpus": str(corpus),
         "bytes": size,
         "names_and_sizes_sha256": hashlib.sha256(repr(sorted(inputs)).encode()).hexdigest(),
     }
-    before = read_json(folder.logs / SOURCES)
-    key = "names_and_sizes_sha256"
-    if folder.tokenizer_is_done() and before and before.get(key) != sources[key]:
+
+
+def _check_same_sources(sources: dict[str, Any], folder: GridDirectory) -> None:
+    before = read_sources(folder)
+    same = all(before.get(key) == sources.get(key) for key in ("names_and_sizes_sha256", "microworld"))
+    if before and not same and folder.tokenizer_is_done():
         raise UserError(
-            f"{folder.path} was made from {before.get('corpus')} with {before.get('bytes'):,} bytes of documents, "
-            f"and {corpus} has {size:,} with other names or sizes; give that corpus or another --out"
+            f"{folder.path} was made from {_described(before)}, which is not {_described(sources)} "
+            "(documents are known by the names and sizes of their files); go on with the former, or give another --out"
         )
-    return sources
+
+
+def _described(sources: dict[str, Any]) -> str:
+    if world := sources.get("microworld"):
+        return f"the microworld {', '.join(f'{key} {value}' for key, value in world.items())}"
+    return f"{sources.get('corpus')} with {sources.get('bytes'):,} bytes of documents"
 
 
 def write_sources(sources: dict[str, Any], folder: GridDirectory) -> None:
-    """Keep what `check_corpus` returned."""
+    """Keep what `check_sources` returned."""
     files.write_json(folder.logs / SOURCES, sources)
 
 
 def read_sources(folder: GridDirectory) -> dict[str, Any]:
-    """What the last launch was made from: `corpus` and `benchmarks` are paths; empty before the first."""
+    """What the last launch was made from: `corpus` and `benchmarks` are paths, a world has neither; empty before the
+    first."""
     return read_json(folder.logs / SOURCES)
 
 

@@ -9,36 +9,33 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from launchers.checks import check_machine, needed_disk_bytes, tasks_of
-from launchers.directory import check_unchanged
+from launchers.directory import check_unchanged, documents_bytes
 from launchers.estimate import TRAINING_EFFICIENCY, Estimator, phase_seconds, total_seconds
 from launchers.machine import measure
-from launchers.plan import PHASES, REPOSITORY, GridDirectory, Plan, Step, build_plan
+from launchers.plan import REPOSITORY, GridDirectory, Inputs, Plan, Step, build_plan
 from launchers.status import format_duration
 from recipes.grid import Grid, Run, table
 from tokenizer.cli import UserError
-from tokenizer.documents import find_inputs
 
 
 def print_plan(
     grid: Grid,
     runs: Sequence[Run],
     folder: GridDirectory,
-    corpus: Path | None,
-    benchmarks: Path | None,
+    inputs: Inputs,
     jobs: int,
     console: Console,
 ) -> None:
     """Print what a launch would do and how long it would take on this machine."""
     check_unchanged(grid, folder)
-    tasks = tasks_of(grid, benchmarks)
-    corpus_bytes = sum(item.bytes for item in find_inputs(corpus)) if corpus else None
-    plan = build_plan(grid, folder, corpus, benchmarks, runs, jobs)
+    tasks = tasks_of(grid, inputs)
+    corpus_bytes = documents_bytes(inputs)
+    plan = build_plan(grid, folder, inputs, runs, jobs)
     rates = measure([run.settings.hidden_size for run in runs], jobs)
     estimator = Estimator(runs, folder, rates, len(tasks), grid.evaluation.limit, corpus_bytes, jobs)
 
@@ -52,7 +49,7 @@ def print_plan(
     )
     console.print(_steps_table(plan, estimator))
     say("\nThe commands, one of each kind:")
-    for phase in PHASES:
+    for phase in plan.phases:
         say(f"  {_command(next(step for step in plan if step.phase == phase))}")
     say()
     console.print(_phases_table(plan, estimator, jobs))
@@ -100,7 +97,7 @@ def _phases_table(plan: Plan, estimator: Estimator, jobs: int) -> Table:
         shown.add_column(heading, justify="left" if heading == "phase" else "right")
     whole = phase_seconds(plan, estimator.seconds, jobs)
     left = phase_seconds(plan, estimator.left, jobs)
-    for phase in PHASES:
+    for phase in plan.phases:
         shown.add_row(phase, format_duration(whole[phase]), format_duration(left[phase]))
     shown.add_section()
     shown.add_row(

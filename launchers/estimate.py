@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from launchers.local import Failure, LocalExecutor, Observer, Process
-from launchers.plan import PHASES, GridDirectory, Plan, Step
+from launchers.plan import PHASES, PREPARATION, GridDirectory, Plan, Step
 from launchers.progress import Progress, read_progress
 from recipes.grid import Run
 from recipes.settings import RunSettings
@@ -47,6 +47,12 @@ EVALUATION_ROW_TOKENS = 512
 
 ROWS_PER_TASK = 5000
 """Rows of a task without a limit: the mean over the paper's benchmarks (REFERENCE, section 2)."""
+
+WORLD_START_SECONDS = 2.0
+"""Importing what makes a world, and its benchmarks."""
+
+WORLD_BYTES_PER_SECOND = 5e6
+"""Bytes of text that are generated in a second."""
 
 TOKENIZER_SECONDS = 20.0
 """Training a tokenizer on its sample, whose size is limited."""
@@ -137,6 +143,8 @@ class Estimator(Observer):
 
     def seconds(self, step: Step) -> float:
         """Estimate for the whole of a step by itself, without starting a process for an evaluation."""
+        if step.phase == "world":
+            return WORLD_START_SECONDS + (self._corpus_bytes or 0) / WORLD_BYTES_PER_SECOND
         if step.phase == "tokenizer":
             return TOKENIZER_SECONDS
         if step.phase == "encode":
@@ -207,7 +215,7 @@ class Estimator(Observer):
 def phase_seconds(plan: Plan, seconds: Callable[[Step], float], jobs: int) -> dict[str, float]:
     """Wall time of each phase if they came one after the other on `jobs` cores."""
     result = {}
-    for phase in PHASES:
+    for phase in plan.phases:
         times = [seconds(step) for step in plan if step.phase == phase]
         result[phase] = makespan(_with_starts(phase, times, jobs), jobs)
     return result
@@ -216,7 +224,7 @@ def phase_seconds(plan: Plan, seconds: Callable[[Step], float], jobs: int) -> di
 def total_seconds(plan: Plan, seconds: Callable[[Step], float], jobs: int) -> float:
     """Wall time of the whole plan on `jobs` cores: evaluations fill the cores that training leaves free."""
     by_phase = {phase: [seconds(step) for step in plan if step.phase == phase] for phase in PHASES}
-    before = sum(by_phase["tokenizer"]) + sum(by_phase["encode"]) + sum(by_phase["index"])
+    before = sum(sum(by_phase[phase]) for phase in PREPARATION)
     training = sorted(by_phase["train"], reverse=True)
     evaluations = _with_starts("evaluate", by_phase["evaluate"], jobs)
     return before + makespan([*training, *evaluations], jobs) + sum(by_phase["report"])

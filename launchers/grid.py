@@ -2,7 +2,8 @@
 
 Steps that are done are not done again: after an interruption of any kind, run the same command once more.
 
-    bash launchers/slurm_grid.sh --grid recipes/grids/smoke.yaml --corpus DIR --benchmarks DIR
+    bash launchers/slurm_grid.sh                                    # the grid micro, whose data it makes itself
+    bash launchers/slurm_grid.sh --grid recipes/grids/realtext.yaml --corpus DIR --benchmarks DIR
     bash launchers/slurm_grid.sh --grid paper --cluster launchers/clusters/h100.yaml --corpus DIR --benchmarks DIR
     bash launchers/slurm_grid.sh --grid paper --dry-run             # what it would do, and how long
     bash launchers/slurm_grid.sh --grid paper --status --watch      # how far it is, from any terminal
@@ -28,12 +29,12 @@ from rich.markup import escape
 
 from launchers.checks import check_before_start, tasks_of
 from launchers.devices import find_gpus, num_jobs
-from launchers.directory import launcher_pid, locked, read_sources, write_grid, write_sources
+from launchers.directory import choose_inputs, launcher_pid, locked, write_grid, write_sources
 from launchers.dry_run import print_plan
 from launchers.estimate import Estimator, total_seconds
 from launchers.local import LocalExecutor, Outcome
 from launchers.machine import measure
-from launchers.plan import REPOSITORY, GridDirectory, build_plan
+from launchers.plan import REPOSITORY, GridDirectory, Inputs, build_plan
 from launchers.queued import QueuedJob
 from launchers.status import Notes, format_duration, status_table, status_value
 from launchers.watch import Display, watch
@@ -68,11 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _on_slurm(grid, runs, folder, arguments, console)
     if arguments.cancel:
         return _cancel_local(folder, console)
-    corpus, benchmarks = _inputs(folder, arguments)
+    inputs = _inputs(grid, folder, arguments)
     if arguments.dry_run:
-        print_plan(grid, runs, folder, corpus, benchmarks, arguments.jobs or num_jobs(find_gpus()), console)
+        print_plan(grid, runs, folder, inputs, arguments.jobs or num_jobs(find_gpus()), console)
         return 0
-    return _launch(grid, runs, folder, corpus, benchmarks, arguments, console)
+    return _launch(grid, runs, folder, inputs, arguments, console)
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
@@ -149,29 +150,21 @@ def _on_slurm(
         return slurm_launch.cancel_study(folder, runs if arguments.runs else None, console)
     if arguments.resume:
         return slurm_launch.resume(folder, runs, console)
-    corpus, benchmarks = _inputs(folder, arguments)
     request = slurm_launch.Request(
-        *(
-            grid,
-            tuple(runs),
-            folder,
-            arguments.cluster,
-            corpus and corpus.resolve(),
-            benchmarks and benchmarks.resolve(),
-        ),
+        *(grid, tuple(runs), folder, arguments.cluster, _inputs(grid, folder, arguments)),
         *(arguments.days, arguments.gpus, arguments.dry_run, arguments.yes),
     )
     return slurm_launch.launch(request, console)
 
 
-def _inputs(folder: GridDirectory, arguments: argparse.Namespace) -> tuple[Path | None, Path | None]:
-    """Documents and benchmarks: as given, or those of the last launch."""
-    before = read_sources(folder)
-    corpus, benchmarks = (
-        getattr(arguments, name) or (Path(before[name]) if before.get(name) else None)
-        for name in ("corpus", "benchmarks")
-    )
-    return corpus, benchmarks
+def _inputs(grid: Grid, folder: GridDirectory, arguments: argparse.Namespace) -> Inputs:
+    inputs = choose_inputs(grid, folder, arguments.corpus, arguments.benchmarks)
+    if grid.microworld is not None and len(inputs.given) == 1:
+        given, missing = ("corpus", "benchmarks") if inputs.corpus else ("benchmarks", "corpus")
+        raise UserError(
+            f"--{missing} is missing; give it beside --{given}, or neither, and both are made as {grid.path} says"
+        )
+    return inputs
 
 
 def _cancel_local(folder: GridDirectory, console: Console) -> int:
@@ -193,21 +186,19 @@ def _launch(
     grid: Grid,
     runs: Sequence[Run],
     folder: GridDirectory,
-    corpus: Path | None,
-    benchmarks: Path | None,
+    inputs: Inputs,
     arguments: argparse.Namespace,
     console: Console,
 ) -> int:
     started, gpus = time.time(), find_gpus()
     jobs = arguments.jobs or num_jobs(gpus)
-    corpus, benchmarks = (path and path.resolve() for path in (corpus, benchmarks))
-    sources = check_before_start(grid, runs, folder, corpus, benchmarks, jobs)
+    sources = check_before_start(grid, runs, folder, inputs, jobs)
     with locked(folder) as lock:
         write_grid(grid, folder)
         write_sources(sources, folder)
-        plan = build_plan(grid, folder, corpus, benchmarks, runs, num_jobs(()) if gpus else jobs)
+        plan = build_plan(grid, folder, inputs, runs, num_jobs(()) if gpus else jobs)
         rates = measure([run.settings.hidden_size for run in runs], jobs)
-        num_tasks = len(tasks_of(grid, benchmarks))
+        num_tasks = len(tasks_of(grid, inputs))
         estimator = Estimator(runs, folder, rates, num_tasks, grid.evaluation.limit, sources["bytes"], jobs)
         display = Display(plan, estimator, jobs, console)
         done = sum(step.done() for step in plan)
@@ -263,19 +254,23 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--grid", required=True, metavar="FILE", help="the grid: a YAML file, or the name of a shipped one (smoke)"
+        "--grid",
+        default="micro",
+        metavar="FILE",
+        help="the grid: a YAML file, or the name of a shipped one, as smoke (default: %(default)s)",
     )
     parser.add_argument(
         "--corpus",
         type=Path,
         metavar="DIR",
-        help="documents to train on: JSON lines (plain, .gz, .zst), Parquet, or directories of .txt files",
+        help="documents to train on: JSON lines (plain, .gz, .zst), Parquet, or directories of .txt files (default: as "
+        "before, or made by the grid's microworld)",
     )
     parser.add_argument(
         "--benchmarks",
         type=Path,
         metavar="DIR",
-        help="the benchmarks' official files, a folder each (hellaswag/, mmlu/, ...)",
+        help="the benchmarks' official files, a folder each: hellaswag/, mmlu/, ... (default: as --corpus)",
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="where everything is written (default: runs/<name of the grid>)"

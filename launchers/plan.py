@@ -9,6 +9,7 @@ itself has written.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,9 +19,18 @@ from typing import Any
 
 from recipes import checkpoint, encoded, index, layout
 from recipes.grid import Grid, Run
+from recipes.microworld.settings import MicroworldSettings
 from tokenizer.cli import UserError
 
-PHASES = ("tokenizer", "encode", "index", "train", "evaluate", "report")
+PREPARATION = {
+    "world": "make the world",
+    "tokenizer": "train the tokenizer",
+    "encode": "encode the documents",
+    "index": "index the documents",
+}
+"""Phases of one step each that every run waits for, in order, and the names of these steps."""
+
+PHASES = (*PREPARATION, "train", "evaluate", "report")
 """Kinds of steps, in the order in which they are preferred when several could start."""
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -84,12 +94,39 @@ class Plan:
     def __len__(self) -> int:
         return len(self.steps)
 
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """The phases that it has steps of, in their order."""
+        return tuple(phase for phase in PHASES if any(step.phase == phase for step in self.steps))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a study is made from (`launchers.directory.choose_inputs`)."""
+
+    corpus: Path | None = None
+    """Directory of documents; None in a plan that is only looked at."""
+    benchmarks: Path | None = None
+    """Directory of benchmark files; None as above."""
+    world: MicroworldSettings | None = None
+    """What a step of the plan makes both of; None where they are the user's."""
+
+    @property
+    def given(self) -> tuple[Path, ...]:
+        """The paths that are the user's; those of a world lie in the grid's directory."""
+        return () if self.world else tuple(path for path in (self.corpus, self.benchmarks) if path)
+
 
 @dataclass(frozen=True)
 class GridDirectory:
     """Names of the files that the steps of a grid write, below `path` (DESIGN: run directory)."""
 
     path: Path
+
+    @property
+    def world(self) -> Path:
+        """Documents and benchmarks that are generated, where the user gives none."""
+        return self.path / "world"
 
     @property
     def tokenizer(self) -> Path:
@@ -148,6 +185,10 @@ class GridDirectory:
         """Whether the checkpoint is whole: its manifest is written last."""
         return (self.checkpoint(run, step) / "manifest.json").is_file()
 
+    def world_is_done(self, settings: MicroworldSettings) -> bool:
+        """Whether the world is whole and was made with these settings: its manifest is written last."""
+        return read_json(self.world / "manifest.json").get("settings") == dataclasses.asdict(settings)
+
     def tokenizer_is_done(self) -> bool:
         """Whether the tokenizer is whole."""
         return (self.tokenizer / "manifest.json").is_file()
@@ -189,26 +230,26 @@ def read_json(path: Path) -> dict[str, Any]:
 def build_plan(
     grid: Grid,
     folder: GridDirectory,
-    corpus: Path | None,
-    benchmarks: Path | None,
+    inputs: Inputs,
     runs: Sequence[Run] | None = None,
     jobs: int = 1,
 ) -> Plan:
     """The steps that make the report of `grid` in `folder`.
 
     Args:
-        corpus: Directory of documents; None in a plan that is only looked at.
-        benchmarks: Directory of benchmark files; None as above.
+        inputs: Documents and benchmarks; with a world, the first step makes it.
         runs: The runs to train and evaluate; all of the grid by default.
         jobs: Processes side by side, which is also how many workers encode.
     """
     runs = grid.runs if runs is None else runs
     python = sys.executable
-    documents, tasks = str(corpus or "CORPUS"), str(benchmarks or "BENCHMARKS")
+    documents, tasks = str(inputs.corpus or "CORPUS"), str(inputs.benchmarks or "BENCHMARKS")
     ratio = [f"{language}={weight:g}" for language, weight in grid.tokenizer.ratio.items()]
+    world = [] if inputs.world is None else [_make_world(folder, inputs.world)]
     steps = [
+        *world,
         Step(
-            name="train the tokenizer",
+            name=PREPARATION["tokenizer"],
             phase="tokenizer",
             command=(
                 *(python, "-m", "tokenizer.train", "--corpus", documents, "--out", str(folder.tokenizer)),
@@ -217,9 +258,10 @@ def build_plan(
             log=folder.logs / "tokenizer.log",
             done=folder.tokenizer_is_done,
             output=str(folder.tokenizer / "manifest.json"),
+            needs=tuple(step.name for step in world),
         ),
         Step(
-            name="encode the documents",
+            name=PREPARATION["encode"],
             phase="encode",
             command=(
                 *(python, "-m", "tokenizer.encode", "--corpus", documents, "--tokenizer", str(folder.tokenizer)),
@@ -228,10 +270,10 @@ def build_plan(
             log=folder.logs / "encode.log",
             done=folder.data_are_done,
             output=str(folder.data / "manifest.json"),
-            needs=("train the tokenizer",),
+            needs=(PREPARATION["tokenizer"], *(step.name for step in world)),
         ),
         Step(
-            name="index the documents",
+            name=PREPARATION["index"],
             phase="index",
             command=(
                 *(python, "-m", "recipes.index_cache", "--grid", str(folder.grid_file), "--data", str(folder.data)),
@@ -240,7 +282,7 @@ def build_plan(
             log=folder.logs / "index.log",
             done=lambda: folder.index_is_done(runs),
             output=str(folder.data / index.DIRECTORY),
-            needs=("encode the documents",),
+            needs=(PREPARATION["encode"],),
         ),
     ]
     evaluations = []
@@ -254,7 +296,7 @@ def build_plan(
             log=folder.logs / f"train-{run.name}.log",
             done=lambda name=run.name, last=last: folder.has_checkpoint(name, last),
             output=str(folder.checkpoint(run.name, last)),
-            needs=("index the documents",),
+            needs=(PREPARATION["index"],),
             run=run.name,
             progress=lambda name=run.name: checkpoint.newest_saved_step(folder.path / name),
             processes=processes,
@@ -287,6 +329,20 @@ def build_plan(
         needs_ended=True,
     )
     return Plan((*steps, *evaluations, report))
+
+
+def _make_world(folder: GridDirectory, settings: MicroworldSettings) -> Step:
+    return Step(
+        name=PREPARATION["world"],
+        phase="world",
+        command=(
+            *(sys.executable, "-m", "recipes.microworld"),
+            *("--grid", str(folder.grid_file), "--out", str(folder.world)),
+        ),
+        log=folder.logs / "world.log",
+        done=lambda: folder.world_is_done(settings),
+        output=str(folder.world / "manifest.json"),
+    )
 
 
 def _train(processes: int) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Trains and evaluates a grid of models and writes the report. The first time it also sets up .venv.
 #
-#     bash launchers/slurm_grid.sh --grid recipes/grids/smoke.yaml --corpus DIR --benchmarks DIR
+#     bash launchers/slurm_grid.sh
+#     bash launchers/slurm_grid.sh --grid recipes/grids/realtext.yaml --corpus DIR --benchmarks DIR
 #     bash launchers/slurm_grid.sh --help
 #
 # All it does beyond that is in launchers/grid.py, where it is tested.

@@ -10,19 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launchers.plan import GridDirectory
+from launchers.directory import choose_inputs
+from launchers.plan import PREPARATION, GridDirectory
 from launchers.progress import names_in, read_progress, written_steps
 from launchers.queued import QueuedJob
 from launchers.records import History
 from launchers.tried import Problem, Steps, last_end
 from recipes.grid import Grid, Run
-
-_PREPARATION = {
-    "train the tokenizer": "tokenizer",
-    "encode the documents": "encode",
-    "index the documents": "index",
-}
-"""Steps that every run waits for, and their phases, which their logs are named after."""
 
 _REPORT = {"write the report": "report"}
 
@@ -86,6 +80,8 @@ class StudyState:
     evaluations: Evaluations
     shared: tuple[Problem, ...]
     """Steps that every run waits for, or the report, that were given up."""
+    world_done: bool | None
+    """None where documents and benchmarks are the user's."""
     tokenizer_done: bool
     data_done: bool
     report: Path | None
@@ -141,9 +137,11 @@ def read_study(grid: Grid, folder: GridDirectory, queue: Mapping[str, QueuedJob]
             ``evaluate 6B-3T step 4000``); nothing where there is no scheduler.
     """
     steps = Steps(folder, queue or {})
+    world = choose_inputs(grid, folder).world
+    world_done = None if world is None else folder.world_is_done(world)
     tokenizer_done, data_done = folder.tokenizer_is_done(), folder.data_are_done()
-    done = {"tokenizer": tokenizer_done, "encode": data_done}
-    preparation = steps.problems({step: phase for step, phase in _PREPARATION.items() if not done.get(phase)})
+    done = {"world": world_done, "tokenizer": tokenizer_done, "encode": data_done}
+    preparation = steps.problems({step: phase for phase, step in PREPARATION.items() if not done.get(phase)})
     waits_for = preparation[0].step + " failed" if preparation else _waits_for(steps, data_done)
     found = [_read_run(run, folder, steps, waits_for) for run in grid.runs]
     page = folder.report_page if folder.report_page.is_file() else None
@@ -162,6 +160,7 @@ def read_study(grid: Grid, folder: GridDirectory, queue: Mapping[str, QueuedJob]
             given_up=tuple(problem for it in evaluations for problem in it.given_up),
         ),
         shared=(*preparation, *(steps.problems(_REPORT) if newer else ())),
+        world_done=world_done,
         tokenizer_done=tokenizer_done,
         data_done=data_done,
         report=page,

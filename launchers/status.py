@@ -107,9 +107,13 @@ class StatusPage:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         lines = list(_lines(self.study))
-        # Title, headings and the table's borders, and a line that the terminal keeps for its cursor.
-        room = None if self.height is None else max(1, self.height - len(lines) - 6)
-        yield _runs_table(self.study, room, options.max_width)
+        width = options.max_width
+        room = None
+        if self.height is not None:
+            wrapped = sum(len(line.wrap(console, width)) for line in (Text(_title(self.study)), *lines))
+            # Headings and the table's borders, and a line that the terminal keeps for its cursor.
+            room = max(1, self.height - wrapped - 5)
+        yield _runs_table(self.study, room, width)
         yield from lines
 
 
@@ -135,6 +139,7 @@ def status_value(grid: Grid, folder: GridDirectory, queue: Mapping[str, QueuedJo
         "eta_seconds": study.eta_seconds,
         "launcher_pid": study.launcher_pid,
         "on_slurm": study.on_slurm,
+        "world_done": study.world_done,
         "tokenizer_done": study.tokenizer_done,
         "data_done": study.data_done,
         "report": str(study.report) if study.report else None,
@@ -157,7 +162,7 @@ def _runs_table(study: StudyState, room: int | None, width: int) -> Table:
         if sum(max(map(len, [name, *cells])) + 3 for name, cells in columns.items()) < width:
             break
         del columns[heading]
-    table = Table(title=f"{study.grid} in {study.path}", title_justify="left")
+    table = Table(title=_title(study), title_justify="left")
     for heading in columns:
         left = heading in ("run", "state")
         table.add_column(heading, justify="left" if left else "right", no_wrap=left)
@@ -166,6 +171,10 @@ def _runs_table(study: StudyState, room: int | None, width: int) -> Table:
         texts[1].stylize(_COLOURS.get(cells[1], ""))
         table.add_row(*texts)
     return table
+
+
+def _title(study: StudyState) -> str:
+    return f"{study.grid} in {study.path}"
 
 
 def _hidden(runs: Sequence[RunStatus], room: int | None) -> list[str]:
@@ -241,6 +250,8 @@ def _evaluations(study: StudyState) -> str:
 
 
 def _facts(study: StudyState) -> Iterator[str]:
+    if study.world_done is not None:
+        yield f"world {'done' if study.world_done else 'not yet'}"
     yield f"tokenizer {'done' if study.tokenizer_done else 'not yet'}"
     yield f"data {'done' if study.data_done else 'not yet'}"
     newer = study.results_since_report

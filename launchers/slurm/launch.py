@@ -1,6 +1,6 @@
 """A launch on Slurm: everything is checked and shown before anything is submitted.
 
-launch(Request(grid, runs, folder, cluster_file, corpus, benchmarks, ...), console)
+launch(Request(grid, runs, folder, cluster_file, inputs, ...), console)
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from launchers.checks import check_disk, check_inputs
 from launchers.directory import locked, write_grid, write_sources
-from launchers.plan import GridDirectory
+from launchers.plan import GridDirectory, Inputs
 from launchers.slurm import commands
 from launchers.slurm.allocation import Allocation, allocate, days_if_empty
 from launchers.slurm.reconcile import Reconciler, cancel
@@ -44,8 +44,7 @@ class Request:
     folder: GridDirectory
     cluster: str | None
     """Cluster file; that of the last launch if none is given."""
-    corpus: Path | None
-    benchmarks: Path | None
+    inputs: Inputs
     days: float = DAYS
     gpus: int | None = None
     dry_run: bool = False
@@ -56,21 +55,17 @@ def launch(request: Request, console: Console) -> int:
     """Check, show, ask, submit. UserError for what stands against it."""
     before = Study.read(request.folder) if request.folder.is_on_slurm else None
     cluster = _cluster(request, before)
-    corpus, benchmarks = request.corpus, request.benchmarks
-    if request.dry_run:
-        corpus, benchmarks = corpus or Path("CORPUS"), benchmarks or Path("BENCHMARKS")
-        sources = None
-    else:
-        sources = check_inputs(request.grid, request.folder, corpus, benchmarks)
+    sources: dict[str, Any] = {}
+    if not request.dry_run:
+        sources = check_inputs(request.grid, request.folder, request.inputs)
         check_disk(request.runs, request.folder, sources["bytes"], len(request.runs))
-    assert corpus is not None and benchmarks is not None
-    check_names(request.folder, request.runs, (corpus, benchmarks))
-    check_mounts(cluster, (request.folder.path, corpus, benchmarks))
+    check_names(request.folder, request.runs, request.inputs.given)
+    check_mounts(cluster, (request.folder.path, *request.inputs.given))
     if not request.dry_run:
         _check_environment(cluster)
     allocations = _allocations(request, cluster, before)
     with locked(request.folder, LOCK_SECONDS):
-        study = _study(request, cluster, allocations, before, corpus, benchmarks)
+        study = _study(request, cluster, allocations, before)
         study.write_checkpoints()
         write_scripts(study)
         refused = _refusal(study)
@@ -86,7 +81,7 @@ def launch(request: Request, console: Console) -> int:
             console.print("Nothing was submitted.")
             return 0
         write_grid(request.grid, request.folder)
-        write_sources(sources or {}, request.folder)
+        write_sources(sources, request.folder)
         study.write()
         return submit(study, [run.name for run in request.runs], console)
 
@@ -157,12 +152,12 @@ def _study(
     cluster: SlurmCluster,
     allocations: Mapping[str, Allocation],
     before: Study | None,
-    corpus: Path,
-    benchmarks: Path,
 ) -> Study:
     known = before.launch.runs if before else ()
     names = tuple(dict.fromkeys([*known, *(run.name for run in request.runs)]))
-    launch_ = Launch(str(corpus), str(benchmarks), names, allocations, _decided_on(request, cluster))
+    inputs = request.inputs
+    corpus, benchmarks = (str(path) if path in inputs.given else None for path in (inputs.corpus, inputs.benchmarks))
+    launch_ = Launch(corpus, benchmarks, names, allocations, _decided_on(request, cluster))
     return Study(request.folder, request.grid, cluster, launch_)
 
 

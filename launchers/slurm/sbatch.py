@@ -15,7 +15,7 @@ from launchers.plan import REPOSITORY
 from launchers.slurm.allocation import Allocation
 from launchers.slurm.segment import KEEPER, KEEPER_FILE
 from launchers.slurm.site import Evaluation, Preparation, SlurmCluster
-from launchers.slurm.study import PREPARATION, Study
+from launchers.slurm.study import Study
 from tokenizer import files
 from tokenizer.cli import UserError
 
@@ -101,16 +101,15 @@ def train_text(study: Study, run: str) -> str:
 
 
 def prepare_text(study: Study) -> str:
-    """The job script that makes tokenizer, data and index; what is there is not made again."""
+    """The job script of the steps before the trainings; what is there is not made again."""
     wanted = study.cluster.site.preparation
     log = study.folder.logs / "prepare.log"
     body = list(_setting(study, {"OMP_NUM_THREADS": "1"}))
-    for phase in PREPARATION:
-        step = next(step for step in study.plan if step.phase == phase)
+    for step in study.preparation:
         command = [*_srun(study, 1, wanted.cpus), *_program(study, gpu=False), *step.command[1:]]
         body.append(f"{_shell([*_segment(study, step.name, log), '--'])} \\\n    {_shell(command)}")
     return _lines(
-        [f"Makes tokenizer, data and index of {study.grid.name}, before any of its runs starts."],
+        [f"Before any run of {study.grid.name}: {', '.join(step.name for step in study.preparation)}."],
         _options(study, "prepare", log, wanted.partition or study.cluster.site.partition, _small(wanted)),
         body,
     )
@@ -281,8 +280,7 @@ def _program(study: Study, gpu: bool) -> list[str]:
 
 def _mounts(study: Study) -> list[str]:
     """Directories that a container must see."""
-    launch = study.launch
-    paths = [str(REPOSITORY), str(study.folder.path), launch.corpus, launch.benchmarks]
+    paths = [str(path) for path in (REPOSITORY, study.folder.path, *study.inputs.given)]
     paths += study.cluster.site.environment.mounts
     return list(dict.fromkeys(paths))
 

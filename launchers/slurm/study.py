@@ -15,23 +15,23 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from launchers.plan import GridDirectory, Plan, Step, build_plan, read_json
+from launchers.directory import choose_inputs
+from launchers.plan import PREPARATION, GridDirectory, Inputs, Plan, Step, build_plan, read_json
 from launchers.slurm.allocation import Allocation
 from launchers.slurm.site import SlurmCluster, load_slurm_cluster
 from recipes.grid import Grid, Run, load_grid
 from tokenizer import files
 from tokenizer.cli import UserError
 
-PREPARATION = ("tokenizer", "encode", "index")
-"""Phases that one job does before any run starts."""
-
 
 @dataclass(frozen=True)
 class Launch:
     """What a person asked for, and what was decided on it."""
 
-    corpus: str
-    benchmarks: str
+    corpus: str | None
+    """The user's documents; None where the grid's world is made."""
+    benchmarks: str | None
+    """The user's benchmarks; None as above."""
     runs: tuple[str, ...]
     """Names of the runs to train, those of earlier launches included."""
     allocations: Mapping[str, Allocation]
@@ -78,16 +78,18 @@ class Study:
         return tuple(run for run in self.grid.runs if run.name in self.launch.runs)
 
     @cached_property
+    def inputs(self) -> Inputs:
+        """What it is made from."""
+        return choose_inputs(self.grid, self.folder, self.launch.corpus, self.launch.benchmarks)
+
+    @cached_property
     def plan(self) -> Plan:
         """All steps of the study."""
-        jobs = self.cluster.site.preparation.cpus
-        return build_plan(
-            self.grid, self.folder, Path(self.launch.corpus), Path(self.launch.benchmarks), self.runs, jobs
-        )
+        return build_plan(self.grid, self.folder, self.inputs, self.runs, self.cluster.site.preparation.cpus)
 
     @property
     def preparation(self) -> tuple[Step, ...]:
-        """The steps before the trainings."""
+        """The steps before the trainings, which one job does."""
         return tuple(step for step in self.plan if step.phase in PREPARATION)
 
     def job_name(self, what: str) -> str:

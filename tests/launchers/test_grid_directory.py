@@ -11,8 +11,8 @@ from rich.console import Console
 
 from launchers import grid as command
 from launchers.checks import check_before_start
-from launchers.directory import check_corpus, check_unchanged, locked, write_grid, write_sources
-from launchers.plan import GridDirectory, build_plan
+from launchers.directory import check_sources, check_unchanged, locked, write_grid, write_sources
+from launchers.plan import GridDirectory, Inputs, build_plan
 from launchers.states import read_status
 from launchers.status import status_table
 from launchers.tried import NOTES
@@ -69,7 +69,7 @@ def test_status_as_a_table_and_as_json(smoke, folder, capsys):
 
 
 def test_the_plan_sees_what_is_done(smoke, folder):
-    plan = build_plan(smoke, folder, None, None)
+    plan = build_plan(smoke, folder, Inputs())
     done = {step.name for step in plan if step.done()}
     first, second, *_ = (run.name for run in smoke.runs)
     assert done == {
@@ -86,7 +86,7 @@ def test_the_plan_sees_what_is_done(smoke, folder):
 
 
 def test_the_report_is_done_until_there_are_newer_results(smoke, folder):
-    plan = build_plan(smoke, folder, None, None)
+    plan = build_plan(smoke, folder, Inputs())
     folder.report.mkdir()
     folder.report_page.write_text("<html>")
     assert plan.by_name["write the report"].done()
@@ -148,14 +148,14 @@ def test_a_corpus_is_known_by_its_files(folder, tmp_path):
     corpus.mkdir()
     (corpus / "a.jsonl").write_text('{"text": "one"}\n')
     (corpus / "README.md").write_text("not a document")
-    write_sources(check_corpus(corpus, folder), folder)
+    write_sources(check_sources(Inputs(corpus, corpus), folder), folder)
     (corpus / "README.md").write_text("changed")
-    check_corpus(corpus, folder)
+    check_sources(Inputs(corpus, corpus), folder)
     moved = corpus.rename(tmp_path / "elsewhere")
-    check_corpus(moved, folder)
+    check_sources(Inputs(moved, corpus), folder)
     (moved / "b.jsonl").write_text('{"text": "two"}\n')
-    with pytest.raises(UserError, match=r"was made from .*corpus with 16 bytes of documents, and .* has 32"):
-        check_corpus(moved, folder)
+    with pytest.raises(UserError, match=r"was made from .*corpus with 16 bytes of documents, which is not .* with 32"):
+        check_sources(Inputs(moved, corpus), folder)
 
 
 def test_what_is_missing_is_said_before_anything_starts(smoke, tmp_path):
@@ -167,7 +167,7 @@ def test_what_is_missing_is_said_before_anything_starts(smoke, tmp_path):
 
     def said(corpus, benchmarks, out=folder) -> str:
         with pytest.raises(UserError) as error:
-            check_before_start(smoke, smoke.runs, out, corpus, benchmarks, jobs=2)
+            check_before_start(smoke, smoke.runs, out, Inputs(corpus, benchmarks), jobs=2)
         assert "\n" not in str(error.value)
         return str(error.value)
 
@@ -181,15 +181,15 @@ def test_what_is_missing_is_said_before_anything_starts(smoke, tmp_path):
 def test_runs_that_do_not_fit_the_machine_are_refused_with_numbers(smoke, shared, tmp_path):
     huge = dataclasses.replace(smoke.runs[0].settings, hidden_size=65536, ffn_hidden_size=65536 * 3, num_layers=80)
     runs = [dataclasses.replace(smoke.runs[0], settings=huge)]
+    inputs = Inputs(shared / "corpus", shared / "benchmarks")
     with pytest.raises(UserError, match=r"GiB of memory without activations, this machine has"):
         folder = GridDirectory(tmp_path / "out")
-        check_before_start(smoke, runs, folder, shared / "corpus", shared / "benchmarks", jobs=1)
+        check_before_start(smoke, runs, folder, inputs, jobs=1)
     with pytest.raises(UserError, match="is a file; give --out a directory"):
         check_before_start(
             smoke,
             smoke.runs,
             GridDirectory(smoke.path / "out"),
-            shared / "corpus",
-            shared / "benchmarks",
+            inputs,
             jobs=1,
         )

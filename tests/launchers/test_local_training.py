@@ -11,7 +11,7 @@ import pytest
 from commands import loss_rows
 
 from launchers.local import LocalExecutor, Observer
-from launchers.plan import GridDirectory, Plan, build_plan
+from launchers.plan import GridDirectory, Inputs, Plan, build_plan
 from launchers.records import Record
 from recipes.grid import load_grid
 
@@ -47,7 +47,7 @@ def test_a_killed_process_leaves_the_losses_as_they_are(smoke, smoke_data, layou
     for name in ("tokenizer", "data"):
         shutil.copytree(smoke_data.parent / name, folder.path / name)
     shutil.copy(path, folder.grid_file)
-    plan = build_plan(grid, folder, None, None, grid.select(RUN))
+    plan = build_plan(grid, folder, Inputs(), grid.select(RUN))
     train = plan.by_name[f"train {RUN}"]
     assert train.processes == processes and train.progress() == 0
     before = [step for step in plan if step.phase in ("tokenizer", "encode", "index")]

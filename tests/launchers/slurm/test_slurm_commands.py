@@ -63,6 +63,19 @@ def test_a_dry_run_submits_nothing(study):
 
 
 @pytest.mark.slow
+def test_without_documents_the_first_job_makes_the_grid_s_world(study):
+    study.cli("--cluster", study.cluster_file, "--yes")
+    study.wait_until_done(PATIENCE)
+    assert study.folder.world_is_done(study.grid.microworld) and study.status()["world_done"]
+    prepare, evaluate = (study.folder.path / "slurm" / f"{name}.sbatch" for name in ("prepare", "evaluate"))
+    assert f"--corpus {study.folder.world / 'corpus'}" in prepare.read_text()
+    assert f"--data {study.folder.world / 'benchmarks'}" in evaluate.read_text()
+    # A launch from memory goes on with the same.
+    study.cli("--yes")
+    assert not study.jobs("prepare")
+
+
+@pytest.mark.slow
 def test_held_after_a_failed_launch(slurm, study):
     """What Slurm holds because it could not start it is let go; what a person holds is not."""
     study.behave(held={"small-20480": 7})
