@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -17,7 +18,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.text import Text
 
 from launchers.estimate import Estimator, total_seconds
 from launchers.local import Failure, LocalExecutor, Observer, Process
@@ -30,8 +31,15 @@ HEARTBEAT_SECONDS = 30.0
 LINES_PER_HEARTBEAT = 4
 """Processes that such a line tells of."""
 
+LINES_BESIDE = 5
+"""Lines of a terminal that the processes of the live view do not take: bar, counts, "and 3 more", what was said last,
+the cursor."""
+
 REDRAW_SECONDS = 1.0
 """On a terminal: time between two looks at the files that the steps write."""
+
+BAR_WIDTH = 30
+"""Columns of the bar: with the figures beside it, it fits a terminal of 80."""
 
 WATCH_SECONDS = 5.0
 """Time between two looks of `watch`."""
@@ -108,7 +116,7 @@ class Display(Observer):
         self._whole = max(total_seconds(plan, estimator.seconds, jobs), 1e-9)
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=40),
+            BarColumn(bar_width=BAR_WIDTH),
             TaskProgressColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.fields[eta]}"),
@@ -163,22 +171,32 @@ class Display(Observer):
             self._estimator.refresh()
         share, eta = self._progress()
         if not self._live:
-            lines = [self._line(process) for process in executor.processes[:LINES_PER_HEARTBEAT]]
-            if (more := len(executor.processes) - len(lines)) > 0:
-                lines.append(f"and {more} more")
+            lines = [self._counts(), *self._lines(executor.processes, LINES_PER_HEARTBEAT)]
             self.say(f"{share:.0%} done, about {format_duration(eta)} left; {escape('; '.join(lines))}")
             return
         self._bar.update(self._total, completed=share, eta=f"about {format_duration(eta)} left")
-        lines = Table.grid(padding=(0, 2))
-        for process in executor.processes:
-            lines.add_row("  ", escape(self._line(process)))
-        self._live.update(Group(self._bar, lines))
+        lines = [self._counts(), *self._lines(executor.processes, max(1, self._console.height - LINES_BESIDE))]
+        page = (Text(f"  {line}", no_wrap=True, overflow="ellipsis") for line in lines)
+        self._live.update(Group(self._bar, *page))
 
     def _progress(self) -> tuple[float, float]:
         """Share of the work that is done, and seconds to the end."""
         left = total_seconds(self._plan, self._estimator.left, self._jobs)
         whole = max(total_seconds(self._plan, self._estimator.seconds, self._jobs), left, 1e-9)
         return 1.0 - left / whole, left
+
+    def _counts(self) -> str:
+        steps = Counter(step.phase for step in self._plan)
+        done = Counter(step.phase for step in self._plan if step.done())
+        return (
+            f"{done['train']} of {steps['train']} runs trained, "
+            f"{done['evaluate']} of {steps['evaluate']} checkpoints evaluated"
+        )
+
+    def _lines(self, processes: Sequence[Process], most: int) -> list[str]:
+        """A line each for `most` processes, and one for the others."""
+        more = len(processes) - most
+        return [*map(self._line, processes[:most]), *([f"and {more} more"] if more > 0 else [])]
 
     def _line(self, process: Process) -> str:
         step = process.steps[0]

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from made_runs import write_run
 from rich.console import Console
 
-from launchers.directory import locked
+from launchers import watch as watching
+from launchers.directory import choose_inputs, locked
+from launchers.estimate import Estimator, total_seconds
+from launchers.local import Process
+from launchers.plan import GridDirectory, build_plan
 from launchers.queued import QueuedJob
 from launchers.records import Record
 from launchers.states import read_status, read_study
-from launchers.status import status_table, status_value
+from launchers.status import format_duration, status_table, status_value
 from launchers.tried import NOTES
 from launchers.watch import watch
+from recipes.grid import Grid, Run
 
 
 @pytest.fixture
@@ -239,6 +248,48 @@ def test_the_table_fits_narrow_and_low_terminals(smoke, folder, names):
         text = shown(smoke, folder, queue, height=12)
         # Runs that have begun wait in the queue again only if a record says that they were started.
         assert ("3 runs" in text) == (state == "PENDING")
+
+
+@pytest.fixture
+def many(smoke) -> Grid:
+    """31 runs with four checkpoints each."""
+    settings = dataclasses.replace(smoke.runs[-1].settings, num_checkpoints=4)
+    return dataclasses.replace(smoke, runs=tuple(Run(f"large-1.5B-{number}", settings) for number in range(31)))
+
+
+def test_a_large_grid_fits_an_ordinary_terminal(many, tmp_path):
+    folder = GridDirectory(tmp_path / "a path that is long enough to take" / "two lines of a terminal of 80 columns")
+    for run in many.runs[:8]:
+        write_run(folder, run, steps=20, checkpoints=(5, 10, 15, 20), results=(5,))
+    for run in many.runs[8:10]:
+        write_run(folder, run, steps=7, checkpoints=(5,))
+    queue = {f"train {run.name}": QueuedJob("7", "RUNNING") for run in many.runs[8:10]}
+    rows = shown(many, folder, queue, width=80, height=24).splitlines()
+    assert len(rows) < 24 and max(map(len, rows)) <= 80
+    text = "\n".join(rows)
+    assert "8 runs" in text and "21 runs" in text and text.count("7 of 20") == 2
+    assert "evaluations: 8 of 124 done" in text
+
+
+def test_the_view_of_a_launch_fits_an_ordinary_terminal(many, tmp_path, monkeypatch):
+    """All steps from the first on are in its bar and its ETA, however many processes there are."""
+    monkeypatch.setattr(watching, "REDRAW_SECONDS", 0.0)
+    folder = GridDirectory(tmp_path / "out")
+    plan = build_plan(many, folder, choose_inputs(many, folder))
+    write_run(folder, many.runs[0], steps=20, checkpoints=(5, 10, 15, 20), results=(5,))
+    estimator = Estimator(many.runs, folder, {64: 1e9}, 12, 8, 1_000_000, jobs=2)
+    console = Console(file=io.StringIO(), width=80, height=24, force_terminal=True, color_system=None)
+    display = watching.Display(plan, estimator, 2, console)
+    training = [Process((plan.by_name[f"train {run.name}"],), None, folder.logs, 0, 0.0) for run in many.runs[1:]]
+    with display.drawing():
+        display.tick(SimpleNamespace(processes=training))
+    printed = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue()).replace("\r", "")
+    text = printed[printed.rindex("all steps") :].rstrip()
+    assert len(text.splitlines()) < 24 and max(map(len, text.splitlines())) <= 80
+    left = format_duration(total_seconds(plan, estimator.left, 2))
+    assert "all steps" in text and f"about {left} left" in text and "…" not in text
+    assert "1 of 31 runs trained, 1 of 124 checkpoints evaluated" in text
+    assert "and 11 more" in text
 
 
 class Looks:
