@@ -202,12 +202,15 @@ def _launch(
         estimator = Estimator(runs, folder, rates, num_tasks, grid.evaluation.limit, sources["bytes"], jobs)
         display = Display(plan, estimator, jobs, console)
         done = sum(step.done() for step in plan)
-        left = total_seconds(plan, estimator.left, jobs)
+
+        def left() -> float:
+            return total_seconds(plan, estimator.left, jobs)
+
         display.say(
             f"{escape(grid.name)}: {len(plan)} steps, {done} done before; {jobs} side by side, "
-            f"about {format_duration(left)}; in {escape(str(folder.path))}"
+            f"about {format_duration(left())}; in {escape(str(folder.path))}"
         )
-        observers = (Notes(folder, jobs), estimator, display)
+        observers = (Notes(folder, jobs, left), estimator, display)
         with display.drawing():
             outcome = LocalExecutor(plan, jobs, estimator.left, observers, inherit=(lock,), gpus=gpus).run()
     _summarise(outcome, console)

@@ -90,6 +90,8 @@ class StudyState:
     """Results that the report does not have."""
     launcher_pid: int | None
     """Process id of the launcher on this machine, if one is at work."""
+    left_seconds: float | None
+    """Time until all steps are done, as the launcher on this machine estimates it."""
     on_slurm: bool
     """Whether the study was launched on Slurm."""
     jobs: Mapping[str, QueuedJob]
@@ -166,6 +168,7 @@ def read_study(grid: Grid, folder: GridDirectory, queue: Mapping[str, QueuedJob]
         report=page,
         results_since_report=newer,
         launcher_pid=steps.pid,
+        left_seconds=steps.left_seconds,
         on_slurm=bool(steps.queue) or folder.is_on_slurm,
         jobs=steps.queue,
     )

@@ -10,7 +10,7 @@ import dataclasses
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,9 @@ _LEFT_OUT = ("checkpoints", "held-out", "tokens", "restarts", "MFU", "tokens/s",
 _FOLDED = ("finished", "waiting", "queued", "cancelled", "requeued", "stopped")
 """States whose runs share a line where there is no room for all, in that order."""
 
+NOTE_SECONDS = 15.0
+"""Time between two estimates that `Notes` writes down."""
+
 _MOST_NAMES = 3
 """Runs that are named in a line for many."""
 
@@ -57,8 +60,11 @@ _MOST_PROBLEMS = 10
 class Notes(Observer):
     """Writes down what the launcher is doing, for `--status` in another terminal."""
 
-    def __init__(self, folder: GridDirectory, jobs: int) -> None:
+    def __init__(self, folder: GridDirectory, jobs: int, left: Callable[[], float]) -> None:
+        """`left` estimates the seconds until all steps are done."""
         self._path = folder.logs / NOTES
+        self._left = left
+        self._noted = 0.0
         self._value: dict[str, Any] = {
             "pid": os.getpid(),
             "started": time.time(),
@@ -88,9 +94,13 @@ class Notes(Observer):
         self._write()
 
     def tick(self, executor: LocalExecutor) -> None:
-        """Nothing to note."""
+        """Note from time to time when all will be done."""
+        if time.monotonic() - self._noted > NOTE_SECONDS:
+            self._write()
 
     def _write(self) -> None:
+        self._noted = time.monotonic()
+        self._value["done_at"] = time.time() + self._left()
         # A full disk is the steps' to report; no run ends for want of a note.
         with contextlib.suppress(OSError):
             files.write_json(self._path, self._value)
@@ -137,6 +147,7 @@ def status_value(grid: Grid, folder: GridDirectory, queue: Mapping[str, QueuedJo
         "path": str(study.path),
         "done": study.is_done,
         "eta_seconds": study.eta_seconds,
+        "left_seconds": study.left_seconds,
         "launcher_pid": study.launcher_pid,
         "on_slurm": study.on_slurm,
         "world_done": study.world_done,
@@ -264,7 +275,9 @@ def _facts(study: StudyState) -> Iterator[str]:
     if study.on_slurm:
         running = sum(job.is_running for job in study.jobs.values())
         yield f"Slurm: {running} jobs run, {sum(job.is_waiting for job in study.jobs.values())} wait"
-    if study.eta_seconds:
+    if study.left_seconds is not None:
+        yield f"all done in about {format_duration(study.left_seconds)}"
+    elif study.eta_seconds:
         yield f"all trained in about {format_duration(study.eta_seconds)} at these rates"
 
 

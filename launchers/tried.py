@@ -6,6 +6,7 @@ queue.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -42,6 +43,9 @@ class Steps:
         notes = read_json(folder.logs / NOTES)
         self._logs = folder.logs
         self._running = notes.get("running", {}) if self.pid is not None else {}
+        done_at = notes.get("done_at") if self.pid is not None else None
+        self.left_seconds = None if done_at is None else max(0.0, done_at - time.time())
+        """Until all is done, by the last estimate of the launcher that is at work."""
         self._failed = notes.get("failed", {})
         self._recorded = names_in(folder.logs / records.DIRECTORY)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from launchers.checks import check_before_start
 from launchers.directory import check_sources, choose_inputs, write_sources
 from launchers.plan import GridDirectory, Inputs, build_plan
 from launchers.states import read_study
+from launchers.tried import NOTES
 from recipes.grid import load_grid
 from tokenizer.cli import UserError
 
@@ -123,6 +125,8 @@ def test_a_launch_without_documents_ends_with_a_report(smoke, environment, repos
         timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    notes = json.loads((folder.logs / NOTES).read_text())
+    assert notes["started"] < notes["done_at"] < time.time() + 60
     assert folder.world_is_done(smoke.microworld) and folder.report_page.is_file()
     result = json.loads(folder.result("small-20480", 10).read_text())
     assert set(result["tasks"]) == {"hellaswag"}

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -168,6 +169,14 @@ def test_the_grid_has_an_eta_when_all_that_is_left_runs(smoke, folder, names):
     write_rows(_made(folder.path / names[3]) / "loss.csv", ["1,2048,6.0,1e-3,0.5,16.0,,"])
     assert status_value(smoke, folder, queue)["eta_seconds"] == pytest.approx(19 * 2048 / 16)
     assert "all trained in about 41 min at these rates" in shown(smoke, folder, queue, width=400)
+
+
+def test_a_launcher_at_work_says_when_all_steps_are_done(smoke, folder):
+    (folder.logs / NOTES).write_text(json.dumps({"done_at": time.time() + 5400.5}))
+    assert read_study(smoke, folder).left_seconds is None
+    with locked(folder):
+        assert status_value(smoke, folder)["left_seconds"] == pytest.approx(5400, abs=5)
+        assert "all done in about 1 h 30 min" in shown(smoke, folder, width=400)
 
 
 def _made(path: Path) -> Path:
