@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -148,3 +151,13 @@ def test_the_critical_scale_command(tmp_path, capsys):
     grid(8, emergent_in_compute).assign(flops_exact=np.nan).to_csv(path, index=False)
     critical_scale.main([str(path), "--axis", "flops_6nd", "--replicates", "100"])
     assert "MMLU (accuracy) against training FLOPs: at chance up to a critical scale of" in capsys.readouterr().out
+
+
+def test_the_simulation_of_the_intervals_prints_a_line_an_axis(capsys, monkeypatch):
+    folder = Path(__file__).resolve().parents[2] / "benchmarks"
+    monkeypatch.syspath_prepend(str(folder))
+    program = runpy.run_path(str(folder / "axes_coverage.py"))
+    program["main"](["--simulations", "2", "--first-seed", "7"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + 3 * 2 * 4
+    assert all(line.count("|") == lines[0].count("|") for line in lines)
