@@ -35,8 +35,12 @@ _LOST_PEER = ("closed by peer", "reset by peer", "broken pipe", "timed out waiti
 """What gloo says, in a RuntimeError, when a process at the other end is gone."""
 
 
-class Stopped(Exception):
-    """The run was told to stop, and has nothing left to save."""
+class Stopped(BaseException):
+    """The run was told to stop, and has nothing left to save.
+
+    No Exception, as KeyboardInterrupt is none: a signal arrives anywhere, and libraries that catch whatever goes wrong
+    in them would make something else of it (OmegaConf does).
+    """
 
     def __init__(self, number: int, message: str):
         super().__init__(message)

@@ -1,0 +1,33 @@
+"""What a micro-world is made of: a seed, how much text, how many people and how many test items."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenizer.cli import UserError
+
+
+@dataclass(frozen=True)
+class MicroworldSettings:
+    """A generated world, its documents and its benchmarks. All values are *ours*: the paper's data are real.
+
+    Raises UserError for a world that cannot be made.
+    """
+
+    seed: int = 1
+    """Of the words, the people, the facts, the documents and the test items."""
+    megabytes: float = 32.0
+    """Documents to write, in 10⁶ bytes of UTF-8 text over both languages."""
+    people: int = 300
+    """People of the English-like world; the Chinese-like one has a quarter as many, for a quarter of the tokens."""
+    rows: int = 200
+    """Test items of each of the twelve tasks."""
+
+    def __post_init__(self) -> None:
+        for name, least, most in (("megabytes", 0.1, 1e6), ("people", 16, 400), ("rows", 8, 2000)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+                raise UserError(f"microworld: {name} is {value!r}; it must be from {least:g} to {most:g}")
+        for name in ("seed", "people", "rows"):
+            if isinstance(value := getattr(self, name), bool) or not isinstance(value, int):
+                raise UserError(f"microworld: {name} is {value!r}; it must be a whole number")
