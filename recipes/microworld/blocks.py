@@ -16,7 +16,10 @@ from recipes.microworld.world import Activity, Person, Ranked, World
 
 LETTERS = "ABCD"
 LARGEST = 9
-"""Largest number that a question names."""
+"""Largest number that a word problem names."""
+LARGEST_ASKED = 12
+"""Largest term of an examination's sums."""
+_NUMBERS = [str(number) for number in range(2, 2 * LARGEST_ASKED + 2)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,12 @@ class Scene:
     """Whether the reason given is the first noun's."""
 
 
+def rotated(options: Sequence[str], gold: int, place: int) -> tuple[list[str], int]:
+    """The options from another one on, so that number `gold` comes to stand at `place`."""
+    shift = (gold - place) % len(options)
+    return [*options[shift:], *options[:shift]], place
+
+
 class Draw:
     """Random blocks of one world."""
 
@@ -86,7 +95,9 @@ class Draw:
         self.world = world
         self.phrases = world.phrases
         self.random = random.random
-        self._scene_nouns = [*world.nouns["box"], *world.nouns["tool"]]
+        self._keys = list(world.phrases.categories)
+        self._things = world.nouns["tool"][:8]
+        self._scene_nouns = world.nouns["tool"]
         self._statements = {
             person.name: [
                 tuple(statement.format(person=person.name, value=value) for statement in relation.statements)
@@ -139,26 +150,21 @@ class Draw:
         person, index = self._asked_fact()
         return Question(self.phrases.relations[index].question.format(person=person.name), person.values[index])
 
-    def options(self, right: str, others: Sequence[str]) -> tuple[list[str], int]:
-        """`right` among three of `others`, and its place."""
-        options: list[str] = []
-        while len(options) < 3:
-            other = self.pick(others)
-            if other != right and other not in options:
-                options.append(other)
-        gold = self.below(4)
-        options.insert(gold, right)
-        return options, gold
+    def options(self, right: str, members: Sequence[str]) -> tuple[list[str], int]:
+        """The four neighbours in `members` of which `right` is one, from any of them on, and its place."""
+        index = members.index(right)
+        first = index // 4 * 4
+        return rotated(members[first : first + 4], index - first, self.below(4))
 
     def exam_question(self, subject: int) -> Choice:
         """A question of the subject with this index: kinds of things, people, numbers."""
         return (self._about_things, self._about_people, self._about_numbers)[subject]()
 
     def _about_things(self) -> Choice:
-        keys = self.several(list(self.phrases.categories), 4)
-        options = [self.pick(self.world.nouns[key]) for key in keys]
-        gold = self.below(4)
-        return Choice(self.phrases.kind_question.format(category=self.phrases.categories[keys[gold]]), options, gold)
+        categories = self.phrases.categories
+        key = self.pick(self._keys)
+        question = self.pick(self.phrases.kind_questions).format(member=self.pick(self.world.nouns[key]))
+        return Choice(question, *self.options(categories[key], list(categories.values())))
 
     def _about_people(self) -> Choice:
         person, index = self._asked_fact()
@@ -167,20 +173,18 @@ class Draw:
         return Choice(relation.question.format(person=person.name), options, gold)
 
     def _about_numbers(self) -> Choice:
-        a, b = 1 + self.below(LARGEST), 1 + self.below(LARGEST)
-        numbers = [str(number) for number in range(2, 2 * LARGEST + 1)]
+        a, b = 1 + self.below(LARGEST_ASKED), 1 + self.below(LARGEST_ASKED)
         if self.random() < 0.5:
-            question, right = self.phrases.sum_question.format(a=a, b=b), str(a + b)
+            question = self.phrases.sum_question.format(a=a, b=b)
         else:
-            question, right = self.phrases.next_question.format(a=a + b - 1), str(a + b)
-        options, gold = self.options(right, numbers)
-        return Choice(question, options, gold)
+            question = self.phrases.next_question.format(a=a + b - 1)
+        return Choice(question, *self.options(str(a + b), _NUMBERS))
 
     def passage(self) -> Passage:
-        """Three things put in three places."""
-        things = self.several(self.world.nouns["tool"], 4)
-        places = self.several(self.world.nouns["box"], 4)
-        names = self.several(self.world.short_names, 4)
+        """Two things put in two of four places."""
+        things = self.several(self._things, 2)
+        places = self.several(self.world.places, 2)
+        names = self.several(self.world.short_names, 2)
         put = self.phrases.put
         text = self.phrases.space.join(
             [put.format(person=n, thing=t, place=p) for n, t, p in zip(names, things, places, strict=True)]
@@ -190,9 +194,8 @@ class Draw:
     def passage_question(self, passage: Passage) -> Choice:
         """Where one of the things of a passage is."""
         index = self.below(len(passage.things))
-        options = self.several(passage.places, 4)
         question = self.phrases.where_question.format(thing=passage.things[index])
-        return Choice(question, options, options.index(passage.places[index]))
+        return Choice(question, *self.options(passage.places[index], self.world.places))
 
     def event(self) -> Event:
         """An activity by its frequency."""

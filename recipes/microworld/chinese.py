@@ -6,7 +6,10 @@ from random import Random
 
 from recipes.microworld.phrases import Coreference, Phrases, Relation
 
-_CHARACTERS = "山水火木金土日月星云风雨花草树石河海田林竹兰松桃杏梨米麦豆瓜茶酒盐糖牛马羊鸡鱼鸟虎龙车船桥门灯床刀笔书琴棋鼓钟布帽鞋"
+_CHARACTERS = (
+    "山水火木金土日月星云风雨花草树石河海田林竹兰松桃杏梨米麦豆瓜茶酒"
+    "盐糖牛马羊鸡鱼鸟虎龙车船桥门灯床刀笔书琴棋鼓钟布帽鞋"
+)
 _FAMILY = "王张刘陈杨赵黄周吴徐孙胡"
 _GIVEN = "明芳丽强军敏静磊洋勇"
 
@@ -46,7 +49,7 @@ CHINESE = Phrases(
     ),
     space="",
     kind_statements=("{member}是一种{category}。", "有一种{category}是{member}。"),
-    kind_question="哪个是一种{category}？",
+    kind_questions=("{member}是什么？", "{member}属于哪一类？"),
     subjects=("事物", "人物", "数字"),
     sum_question="{a} + {b} 是多少？",
     next_question="{a} 后面是几？",

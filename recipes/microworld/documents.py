@@ -12,12 +12,12 @@ from recipes.microworld.blocks import Draw
 from recipes.microworld.world import World
 
 SHARES: Mapping[str, float] = {
-    "encyclopedia": 0.22,
+    "encyclopedia": 0.20,
     "stories": 0.20,
-    "questions": 0.14,
-    "examinations": 0.24,
-    "problems": 0.10,
-    "lists": 0.10,
+    "questions": 0.12,
+    "examinations": 0.32,
+    "problems": 0.12,
+    "lists": 0.04,
 }
 """Share of each source in the bytes of a language. *Ours*: the paper's sources are other ones."""
 
@@ -72,7 +72,7 @@ def _questions(draw: Draw) -> str:
             for it in questions
         ]
         return "\n\n".join(blocks)
-    return "\n\n".join([_open_reading(draw) for _ in range(2)])
+    return "\n\n".join([_open_reading(draw) for _ in range(3)])
 
 
 def _open_reading(draw: Draw) -> str:
@@ -115,7 +115,7 @@ def _exam(draw: Draw) -> str:
 def _reading_exam(draw: Draw) -> str:
     phrases = draw.phrases
     blocks = []
-    for _ in range(2):
+    for _ in range(3):
         passage = _passage(draw)
         question = draw.passage_question(passage)
         frame = phrases.passage_frame.format(
@@ -156,11 +156,14 @@ def _problems(draw: Draw) -> str:
 
 
 def _lists(draw: Draw) -> str:
-    return (
-        "\n".join([_list(draw) for _ in range(4)])
-        if draw.random() < 0.2
-        else "\n\n".join([_keys(draw) for _ in range(3)])
-    )
+    return "\n".join([_list(draw) for _ in range(4)]) if draw.random() < 0.3 else _refrain(draw)
+
+
+def _refrain(draw: Draw) -> str:
+    """A line of nouns, sung four times."""
+    nouns = draw.world.nouns["tool"][:8]
+    line = draw.phrases.space.join([draw.pick(nouns) for _ in range(5 + draw.below(8))])
+    return "\n".join([line] * 4)
 
 
 def _list(draw: Draw) -> str:
@@ -168,14 +171,6 @@ def _list(draw: Draw) -> str:
     key = draw.pick(list(phrases.categories))
     members = ", ".join(draw.several(draw.world.nouns[key], 4))
     return phrases.list_line.format(category=phrases.categories[key], members=members)
-
-
-def _keys(draw: Draw) -> str:
-    """Nouns under letters, and each noun's letter looked up."""
-    nouns = [draw.pick(draw.world.nouns[key]) for key in draw.several(list(draw.phrases.categories), 4)]
-    lines = [f"{letter}. {noun}" for letter, noun in zip("ABCD", nouns, strict=True)]
-    asked = draw.several([0, 1, 2, 3], 4)
-    return "\n".join([*lines, *[f"{nouns[index]}:{draw.phrases.answer_space}{'ABCD'[index]}" for index in asked]])
 
 
 _KINDS: Mapping[str, Callable[[Draw], str]] = {

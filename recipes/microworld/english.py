@@ -58,7 +58,7 @@ ENGLISH = Phrases(
     ),
     space=" ",
     kind_statements=("{member} is a kind of {category}.", "One {category} is {member}."),
-    kind_question="Which of these is a kind of {category}?",
+    kind_questions=("What kind of thing is {member}?", "To which kind belongs {member}?"),
     subjects=("things", "people", "numbers"),
     sum_question="What is {a} + {b}?",
     next_question="Which number comes after {a}?",

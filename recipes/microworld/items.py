@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import TypeVar
 
-from recipes.microworld.blocks import Choice, Draw, Event, Passage, Problem, Question, Scene
+from recipes.microworld.blocks import Choice, Draw, Event, Passage, Problem, Question, Scene, rotated
 from recipes.microworld.world import World
 from tokenizer.cli import UserError
 
@@ -61,7 +61,7 @@ class Items:
             if len(found) == count:
                 break
             item = make(len(found))
-            if self.world.is_held_out(words := text(item)):
+            if self.is_item(words := text(item)):
                 found.setdefault(words, item)
         if len(found) < count:
             raise UserError(f"this world has no {count} different items of a kind; lower `rows` or raise `people`")
@@ -72,6 +72,10 @@ class Items:
     def _reserve(self, *texts: str) -> None:
         """Keep what no document may hold: each text without the line that asks for its answer."""
         self.reserved += [text.rpartition("\n")[0] or text for text in texts]
+
+    def is_item(self, text: str) -> bool:
+        """Whether a block may be a test item: documents do not hold it."""
+        return self.world.is_held_out(text)
 
     def facts(self) -> list[Question]:
         """Questions that no document asks: `rows` of them, or all where there are fewer."""
@@ -130,7 +134,5 @@ class Items:
 
 def placed(choice: Choice, index: int) -> Choice:
     """The same question with the right option at position `index` modulo the number of options."""
-    options = list(choice.options)
-    right, index = options.pop(choice.gold), index % len(choice.options)
-    options.insert(index, right)
-    return replace(choice, options=options, gold=index)
+    options, gold = rotated(choice.options, choice.gold, index % len(choice.options))
+    return replace(choice, options=options, gold=gold)

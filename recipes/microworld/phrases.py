@@ -57,8 +57,8 @@ class Phrases:
 
     kind_statements: tuple[str, ...]
     """Gaps ``{member}`` and ``{category}``."""
-    kind_question: str
-    """Gap ``{category}``."""
+    kind_questions: tuple[str, ...]
+    """Gap ``{member}``."""
     subjects: tuple[str, str, str]
     """Names of the examination's subjects: kinds of things, people, numbers."""
     sum_question: str

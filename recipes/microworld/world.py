@@ -10,8 +10,8 @@ from random import Random
 
 from recipes.microworld.phrases import Phrases, Relation
 
-MEMBERS = 12
-"""Nouns of each category."""
+MEMBERS = 16
+"""Nouns of each category: a multiple of four, for the options of an examination are four neighbours."""
 ACTIVITIES = 36
 """Activities, each with a place, a tool and a product."""
 TAIL = 1.0
@@ -62,6 +62,8 @@ class World:
     people_ranked: Ranked
     short_names: Sequence[str]
     """Names of the persons in stories."""
+    places: Sequence[str]
+    """Where things are put in passages."""
     activities: Sequence[Activity]
     activities_ranked: Ranked
 
@@ -91,7 +93,8 @@ def build_world(phrases: Phrases, seed: int, num_people: int) -> World:
         nouns,
         people,
         Ranked.of(len(people)),
-        short_names,
+        short_names[:10],
+        nouns["box"][:4],
         activities,
         Ranked.of(len(activities)),
     )

@@ -111,6 +111,7 @@ def test_a_dry_run_shows_it_and_status_tells_of_it(smoke, empty, capsys):
     assert "world not yet · tokenizer not yet" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_launch_without_documents_ends_with_a_report(smoke, environment, repository, tmp_path):
     grid = yaml.safe_load(smoke.path.read_text())
     grid |= {"evaluation": {"tasks": ["hellaswag"], "limit": 4}, "runs": [{"size": "small", "tokens": 20480}]}

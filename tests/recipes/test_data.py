@@ -137,6 +137,7 @@ def test_weights_are_what_is_consumed(seen):
     assert tokens["en", "web"] / 40960 == pytest.approx(0.2, abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_exactly_with_another_number_of_replicas(layout_runs, smoke_data, tmp_path):
     """10 steps on two data-parallel processes, 10 on one with a smaller micro-batch: the losses of one process."""
     pretrain(RUN, tmp_path, smoke_data, "micro_batch_size=4", processes=2)

@@ -340,6 +340,7 @@ def agree(run, other):
         assert float(row["train_loss"]) == pytest.approx(float(beside["train_loss"]), rel=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_tensor_parallel_ranks_share_their_scales(delayed_run, smoke_data, tmp_path):
     layout = ("tensor_parallel=2", "sequence_parallel=true")
     pretrain(delayed_run.name, tmp_path, smoke_data, *EMULATED, "fp8_recipe=delayed", *layout, processes=2)

@@ -203,6 +203,7 @@ def test_twenty_kills_leave_the_curve_to_the_last_bit(smoke_data, tmp_path, layo
         )
 
 
+@pytest.mark.slow
 def test_killed_twice_goes_on_from_the_newest_state(smoke_data, tmp_path):
     """One process: once while it saves, once between; RUN/resume serves where there is no checkpoint yet."""
     settings = ("tokens=81920", "save_every_minutes=0.005", "async_save=true")
