@@ -37,13 +37,14 @@ def print_plan(
     corpus_bytes = documents_bytes(inputs)
     plan = build_plan(grid, folder, inputs, runs, jobs)
     rates = measure([run.settings.hidden_size for run in runs], jobs)
-    estimator = Estimator(runs, folder, rates, len(tasks), grid.evaluation.limit, corpus_bytes, jobs)
+    rows_per_task = inputs.rows_per_task(grid.evaluation.limit)
+    estimator = Estimator(runs, folder, rates, len(tasks), rows_per_task, corpus_bytes, jobs)
 
     def say(text: str = "") -> None:
         console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     console.print(table(dataclasses.replace(grid, runs=tuple(runs))))
-    rows = f"{grid.evaluation.limit} rows each" if grid.evaluation.limit else "all rows"
+    rows = f"{rows_per_task} rows each" if rows_per_task else "all rows"
     say(
         f"\ntokenizer: {grid.tokenizer.vocab_size:,} pieces; evaluation: {len(tasks)} tasks, {rows}; in {folder.path}\n"
     )

@@ -11,6 +11,7 @@ other work on them (docs/verification.md) and are starting points only.
 from __future__ import annotations
 
 import heapq
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -39,7 +40,7 @@ CHECKPOINT_SECONDS = 1.0
 EVALUATION_START_SECONDS = 12.0
 """Importing and reading the benchmarks in one process, whatever the number of its checkpoints."""
 
-EVALUATION_ROW_SECONDS = 0.02
+EVALUATION_ROW_SECONDS = 0.005
 """One row of one task on a model of no size."""
 
 EVALUATION_ROW_TOKENS = 512
@@ -108,7 +109,8 @@ class Estimator(Observer):
         self._rows = num_tasks * (limit or ROWS_PER_TASK)
         self._corpus_bytes = corpus_bytes
         self._jobs = jobs
-        self._measured_evaluation: dict[str, float] = {}
+        self._evaluation_ratios: dict[str, float] = {}
+        """Measured over expected time of an evaluation, by the run's size."""
         self._running: dict[str, float] = {}
         self._refreshed = 0.0
         self.progress: dict[str, Progress] = {}
@@ -127,6 +129,8 @@ class Estimator(Observer):
             if progress.tokens_per_second:
                 rates.setdefault(self._runs[name].settings.size, []).append(progress.tokens_per_second)
         self._token_rates = {size: sum(values) / len(values) for size, values in rates.items()}
+        shapes = {run.settings.size: run.settings for run in self._runs.values()}
+        self._rate_ratio = _mean([rate / self._expected_rate(shapes[size]) for size, rate in self._token_rates.items()])
         self._refreshed = time.monotonic()
 
     def num_steps(self, run: str) -> int:
@@ -134,9 +138,13 @@ class Estimator(Observer):
         return self._runs[run].settings.num_steps
 
     def tokens_per_second(self, settings: RunSettings) -> float:
-        """Training speed of one process, measured if a run of that size has run here."""
+        """Training speed of one process, measured where a run of that size has run, else as far off as others."""
         if settings.size in self._token_rates:
             return self._token_rates[settings.size]
+        return self._rate_ratio * self._expected_rate(settings)
+
+    def _expected_rate(self, settings: RunSettings) -> float:
+        """Tokens a second before any run has told."""
         rate = self._matrix_rates[settings.hidden_size]
         overhead = TRAINING_OVERHEAD_PER_TOKEN * settings.num_layers * REFERENCE_MATRIX_RATE / rate
         return 1.0 / (settings.flops_exact(1) / (TRAINING_EFFICIENCY * rate) + overhead)
@@ -158,8 +166,11 @@ class Estimator(Observer):
         settings = self._runs[step.run].settings
         if step.phase == "train":
             return TRAINING_START_SECONDS + self._training(settings, settings.num_steps * settings.tokens_per_step)
-        if settings.size in self._measured_evaluation:
-            return self._measured_evaluation[settings.size]
+        mean = _mean(list(self._evaluation_ratios.values()))
+        return self._evaluation_ratios.get(settings.size, mean) * self._expected_evaluation(settings)
+
+    def _expected_evaluation(self, settings: RunSettings) -> float:
+        """Seconds of an evaluation before any has told."""
         rate = TRAINING_EFFICIENCY * self._matrix_rates[settings.hidden_size]
         tokens = min(EVALUATION_ROW_TOKENS, settings.sequence_length)
         return self._rows * (EVALUATION_ROW_SECONDS + settings.flops_exact(tokens) / 3 / rate)
@@ -200,16 +211,21 @@ class Estimator(Observer):
             self._running.pop(step.name, None)
         if process.steps[0].phase == "evaluate" and not failures:
             taken = max(0.0, time.time() - process.started - EVALUATION_START_SECONDS)
-            expected = sum(self.seconds(step) for step in process.steps)
-            for size in {self._runs[step.run].settings.size for step in process.steps if step.run}:
-                example = next(s for s in process.steps if s.run and self._runs[s.run].settings.size == size)
-                self._measured_evaluation[size] = self.seconds(example) * taken / max(expected, 1e-9)
+            settings = [self._runs[step.run].settings for step in process.steps if step.run]
+            expected = sum(map(self._expected_evaluation, settings))
+            ratio = max(taken, 0.1) / max(expected, 1e-9)
+            self._evaluation_ratios |= dict.fromkeys({it.size for it in settings}, ratio)
         self.refresh()
 
     def tick(self, executor: LocalExecutor) -> None:
         """Read the runs' progress from time to time."""
         if time.monotonic() - self._refreshed > REFRESH_SECONDS:
             self.refresh()
+
+
+def _mean(ratios: Sequence[float]) -> float:
+    """The geometric mean; 1 of none."""
+    return math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else 1.0
 
 
 def phase_seconds(plan: Plan, seconds: Callable[[Step], float], jobs: int) -> dict[str, float]:

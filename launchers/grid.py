@@ -199,7 +199,8 @@ def _launch(
         plan = build_plan(grid, folder, inputs, runs, num_jobs(()) if gpus else jobs)
         rates = measure([run.settings.hidden_size for run in runs], jobs)
         num_tasks = len(tasks_of(grid, inputs))
-        estimator = Estimator(runs, folder, rates, num_tasks, grid.evaluation.limit, sources["bytes"], jobs)
+        rows = inputs.rows_per_task(grid.evaluation.limit)
+        estimator = Estimator(runs, folder, rates, num_tasks, rows, sources["bytes"], jobs)
         display = Display(plan, estimator, jobs, console)
         done = sum(step.done() for step in plan)
 

@@ -116,6 +116,10 @@ class Inputs:
         """The paths that are the user's; those of a world lie in the grid's directory."""
         return () if self.world else tuple(path for path in (self.corpus, self.benchmarks) if path)
 
+    def rows_per_task(self, limit: int | None) -> int | None:
+        """Rows of a task that are evaluated under a grid's `limit`; None where that is not known before."""
+        return min(limit or self.world.rows, self.world.rows) if self.world else limit
+
 
 @dataclass(frozen=True)
 class GridDirectory:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
+from made_runs import write_run
 
 from launchers import grid as command
-from launchers.estimate import makespan, phase_seconds, total_seconds
+from launchers.estimate import Estimator, makespan, phase_seconds, total_seconds
+from launchers.local import Process
 from launchers.plan import GridDirectory, Inputs, build_plan
 from launchers.status import format_duration
 from tokenizer.cli import UserError
@@ -44,6 +47,37 @@ def test_estimates_follow_the_cores(smoke, tmp_path):
     assert sum(phase_seconds(plan, lambda step: 10.0, 1).values()) == pytest.approx(times[1])
     assert total_seconds(plan, lambda step: 0.0, 2) == 0.0
     assert makespan([3, 2, 2], 2) == 4
+
+
+def test_estimates_of_one_size_learn_from_another(smoke, tmp_path):
+    folder, (small, large) = GridDirectory(tmp_path), (smoke.runs[0], smoke.runs[-1])
+    plan = build_plan(smoke, folder, Inputs())
+    rates = {run.settings.hidden_size: 1e9 for run in smoke.runs}
+
+    def estimator() -> Estimator:
+        return Estimator(smoke.runs, folder, rates, 12, 8, 1_000_000, jobs=2)
+
+    before = estimator()
+    write_run(folder, small, steps=10)
+    after = estimator()
+    ratio = after.tokens_per_second(small.settings) / before.tokens_per_second(small.settings)
+    assert after.tokens_per_second(small.settings) == pytest.approx(1005, abs=1)
+    assert after.tokens_per_second(large.settings) == pytest.approx(ratio * before.tokens_per_second(large.settings))
+
+    of_small, of_large = (
+        next(it for it in plan if it.phase == "evaluate" and it.run == run.name) for run in (small, large)
+    )
+    expected = after.seconds(of_large) / after.seconds(of_small)
+    after.ended(Process((of_small,), None, folder.logs, 0, time.time() - 1000), ())
+    assert after.seconds(of_small) == pytest.approx(1000 - 12, rel=0.01)
+    assert after.seconds(of_large) == pytest.approx(expected * after.seconds(of_small))
+
+
+def test_a_world_says_how_many_rows_its_tasks_have(smoke):
+    world = smoke.microworld
+    assert Inputs(world=world).rows_per_task(None) == Inputs(world=world).rows_per_task(10**6) == world.rows
+    assert Inputs(world=world).rows_per_task(3) == Inputs().rows_per_task(3) == 3
+    assert Inputs().rows_per_task(None) is None
 
 
 @pytest.mark.parametrize(

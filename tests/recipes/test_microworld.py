@@ -1,4 +1,4 @@
-"""The generated world: the same for the same seed, fair, read by the benchmarks' readers, and no test item in a text."""
+"""The generated world: the same for a seed, fair, read by the benchmarks' readers, and no test item in a document."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_the_right_option_stands_everywhere_equally_often(world, name):
     rows = reader(world / "benchmarks")["test"]
     assert len(rows) == SMALL.rows
     assert len({json.dumps(row, sort_keys=True) for row in rows}) == SMALL.rows
-    assert Counter(row["gold"] for row in rows) == {index: SMALL.rows // options for index in range(options)}
+    assert Counter(row["gold"] for row in rows) == dict.fromkeys(range(options), SMALL.rows // options)
     for row in rows:
         choices = row.get("choices") or row.get("contexts") or ["no", "yes"]
         assert len(set(choices)) == options
