@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import yaml
 from commands import REPOSITORY, loss_rows
 
 from recipes import checkpoint
+from recipes.guard import Stopped, StopSignals
 
 CASES = Path(__file__).parent / "training_cases.py"
 RUN = "small-20480"
@@ -166,3 +168,13 @@ def test_run_of_an_older_version_goes_on(endings, smoke_data, tmp_path):
     assert same == (0, "")
     assert other[0] == 2 and "was trained with source_weights={}" in other[1]
     assert unreadable[0] == 2 and "run.yaml is damaged" in unreadable[1]
+
+
+def test_a_signal_passes_through_a_library_that_catches_all_that_goes_wrong():
+    """OmegaConf makes its own error of any Exception; of a stop that was a TypeError, and exit code 1."""
+    with StopSignals(), pytest.raises(Stopped, match="stopped by SIGTERM before its first step") as stopped:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Exception as error:
+            raise type(error)(str(error)) from None
+    assert stopped.value.exit_code == 75
