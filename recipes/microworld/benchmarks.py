@@ -20,7 +20,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from recipes.microworld.blocks import LETTERS, Choice, Passage, Problem, Scene
+from recipes.microworld.blocks import Choice, Passage, Problem, scene_text
 from recipes.microworld.items import EXAM_EXAMPLES, FEWSHOT_ROWS, Items
 
 Files = dict[str, str]
@@ -97,7 +97,7 @@ def _clozet(items: Items) -> Files:
         # Two of the four ways: the right one in the first place and in the second by turns.
         wrong = it.ways[(it.gold + 1) % 4]
         plots = [it.ways[it.gold], wrong] if index % 2 == 0 else [wrong, it.ways[it.gold]]
-        story = f"{it.start}<mask>{it.event.end.format(person=it.event.person)}"
+        story = f"{it.start}<mask>{it.end}"
         rows.append({"story": story, "plot0": plots[0], "plot1": plots[1], "label": str(index % 2)})
     # Du et al. use both parts: examples are not needed.
     return {"clozet/train.jsonl": _json_lines(rows[::2]), "clozet/valid.jsonl": _json_lines(rows[1::2])}
@@ -112,7 +112,7 @@ def _race(items: Items) -> Files:
             "article": passage.text,
             "questions": [question.question],
             "options": [question.options],
-            "answers": [LETTERS[question.gold]],
+            "answers": [question.letter],
             "id": f"{level}{number}.txt",
         }
         files[f"race/RACE/{split}/{level}/{number}.txt"] = json.dumps(value)
@@ -135,30 +135,26 @@ def _c3(items: Items) -> Files:
 
 
 def _winogrande(items: Items) -> Files:
-    draw = items.draw
-
-    def text(scene: Scene) -> str:
-        return draw.scene_text(scene, scene.first if scene.of_first else scene.second)
-
+    phrases = items.world.phrases
     rows = [
         {
-            "sentence": draw.scene_text(it, "_"),
+            "sentence": scene_text(phrases, it, "_"),
             "option1": it.first,
             "option2": it.second,
             "answer": "1" if it.of_first else "2",
         }
-        for it in items.scenes(text, people=True)
+        for it in items.scenes(lambda scene: scene_text(phrases, scene), people=True)
     ]
     return {"winogrande/dev.jsonl": _json_lines(rows)}
 
 
 def _cluewsc(items: Items) -> Files:
-    draw = items.draw
-    pronoun = draw.phrases.pronoun
+    phrases = items.world.phrases
+    pronoun = phrases.pronoun
     rows = []
-    scenes = items.scenes(lambda scene: draw.scene_text(scene, pronoun), people=False)
+    scenes = items.scenes(lambda scene: scene_text(phrases, scene, pronoun), people=False)
     for index, it in enumerate(scenes):
-        text = draw.scene_text(it, pronoun)
+        text = scene_text(phrases, it, pronoun)
         # The reason holds for each noun by turns; the noun asked for changes after each two: four kinds, equally often.
         noun = it.first if index % 4 < 2 else it.second
         target = {
@@ -173,12 +169,12 @@ def _cluewsc(items: Items) -> Files:
 
 
 def _exam_rows(questions: Iterable[Choice]) -> list[list[str]]:
-    return [[it.question, *it.options, LETTERS[it.gold]] for it in questions]
+    return [[it.question, *it.options, it.letter] for it in questions]
 
 
 def _mmlu(items: Items) -> Files:
     files = {}
-    for index, subject in enumerate(items.draw.phrases.subjects):
+    for index, subject in enumerate(items.world.phrases.subjects):
         rows = _exam_rows(items.exam(index))
         files[f"mmlu/dev/{subject}_dev.csv"] = _csv(rows[:EXAM_EXAMPLES])
         files[f"mmlu/test/{subject}_test.csv"] = _csv(rows[EXAM_EXAMPLES:])
@@ -188,7 +184,7 @@ def _mmlu(items: Items) -> Files:
 def _ceval(items: Items) -> Files:
     header = ["id", "question", "A", "B", "C", "D", "answer"]
     files = {}
-    for index, subject in enumerate(items.draw.phrases.subjects):
+    for index, subject in enumerate(items.world.phrases.subjects):
         rows = [[number, *row] for number, row in enumerate(_exam_rows(items.exam(index)))]
         dev = [[*row, ""] for row in rows[:EXAM_EXAMPLES]]
         files[f"c-eval/dev/{subject}_dev.csv"] = _csv([[*header, "explanation"], *dev])

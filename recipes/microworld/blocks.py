@@ -1,18 +1,20 @@
-"""The small texts that documents and test items are made of, drawn at random: a fact, a question, a story, a sum.
+"""The small texts that documents and test items are made of: facts, questions, activities, stories, sums.
 
-A block that the world reserves for test items is drawn again by documents, and kept by test items; so the two share
-every word of code and no text.
+Where a world has thousands of a kind, a function gives them all with their frequencies; where it has more, one draws
+them without end. Documents leave out those that the world reserves for test items, and test items are made of no
+others: the two share every word of code and no text.
 """
 
 from __future__ import annotations
 
-from bisect import bisect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import permutations, product
 from random import Random
 
-from recipes.microworld.phrases import Coreference
-from recipes.microworld.world import Activity, Person, Ranked, World
+from recipes.microworld.draws import Weighted, drawn, evenly
+from recipes.microworld.phrases import Coreference, Phrases
+from recipes.microworld.world import Activity, World, frequency
 
 LETTERS = "ABCD"
 LARGEST = 9
@@ -23,11 +25,13 @@ _NUMBERS = [str(number) for number in range(2, 2 * LARGEST_ASKED + 2)]
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """An open question with its answer."""
+class Fact:
+    """An open question about a person with its answer."""
 
     question: str
     answer: str
+    category: str
+    """Category of which the answer is a member."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +43,14 @@ class Choice:
     gold: int
     """Index of the right option."""
 
+    @property
+    def letter(self) -> str:
+        """The right option's."""
+        return LETTERS[self.gold]
+
     def listed(self) -> str:
         """The options, a line each."""
         return "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, self.options, strict=True))
-
-
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """A short story of who put what where."""
-
-    text: str
-    things: Sequence[str]
-    places: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +59,8 @@ class Event:
 
     activity: Activity
     person: str
-    end: str
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A word problem, its worked steps and its number."""
-
-    question: str
-    steps: str
-    answer: int
+    start: str
+    """The label and the first two sentences."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,173 +74,163 @@ class Scene:
     """Whether the reason given is the first noun's."""
 
 
-def rotated(options: Sequence[str], gold: int, place: int) -> tuple[list[str], int]:
-    """The options from another one on, so that number `gold` comes to stand at `place`."""
-    shift = (gold - place) % len(options)
-    return [*options[shift:], *options[:shift]], place
+# Passages and problems are made one by one, and one that is not frozen in half the time.
+@dataclass(slots=True)
+class Passage:
+    """A short story of who put what where."""
+
+    text: str
+    spots: tuple[tuple[str, str], ...]
+    """Each thing and its place."""
 
 
-class Draw:
-    """Random blocks of one world."""
+@dataclass(slots=True)
+class Problem:
+    """A word problem, its worked steps and its number."""
 
-    def __init__(self, world: World, random: Random) -> None:
-        self.world = world
-        self.phrases = world.phrases
-        self.random = random.random
-        self._keys = list(world.phrases.categories)
-        self._things = world.nouns["tool"][:8]
-        self._scene_nouns = world.nouns["tool"]
-        self._statements = {
-            person.name: [
-                tuple(statement.format(person=person.name, value=value) for statement in relation.statements)
-                for relation, value in zip(world.phrases.relations, person.values, strict=True)
-            ]
-            for person in world.people
-        }
+    question: str
+    steps: str
+    answer: int
 
-    def below(self, count: int) -> int:
-        """A whole number from 0 to count - 1."""
-        return int(self.random() * count)
 
-    def pick(self, members: Sequence) -> object:
-        """One of `members`."""
-        return members[int(self.random() * len(members))]
+def facts(world: World) -> Iterator[Weighted[Fact]]:
+    """All facts, by the frequencies of the people."""
+    for rank, person in enumerate(world.people, 1):
+        for relation, value in zip(world.phrases.relations, person.values, strict=True):
+            yield Fact(relation.question.format(person=person.name), value, relation.category), frequency(rank)
 
-    def several(self, members: Sequence[str], count: int) -> list[str]:
-        """That many different ones of `members`, in random order."""
-        chosen: list[str] = []
-        while len(chosen) < count:
-            member = members[int(self.random() * len(members))]
-            if member not in chosen:
-                chosen.append(member)
-        return chosen
 
-    def ranked(self, members: Sequence, ranked: Ranked) -> object:
-        """One of `members` by its frequency."""
-        cumulative = ranked.cumulative
-        return members[bisect(cumulative, self.random() * cumulative[-1])]
+def asked_facts(world: World) -> Iterator[Weighted[Fact]]:
+    """The facts that documents ask for. They state the others, too."""
+    return ((fact, weight) for fact, weight in facts(world) if not world.is_held_out(fact.question))
 
-    def person(self) -> Person:
-        """A person by frequency."""
-        return self.ranked(self.world.people, self.world.people_ranked)
 
-    def article(self) -> str:
-        """Three of a person's facts, in any order."""
-        statements = self._statements[self.person().name]
-        start, step = self.below(5), 1 + self.below(4)
-        return self.phrases.space.join([self.pick(statements[(start + step * i) % 5]) for i in range(3)])
+def choices(question: str, right: str, members: Sequence[str]) -> list[Choice]:
+    """The question with the four neighbours in `members` of which `right` is one, from each of them on; number `gold`
+    of the list has the right one at `gold`."""
+    first, place = divmod(members.index(right), 4)
+    group = [*members[4 * first : 4 * first + 4]] * 2
+    return [Choice(question, group[shift : shift + 4], gold) for gold in range(4) for shift in [(place - gold) % 4]]
 
-    def _asked_fact(self) -> tuple[Person, int]:
-        """A person and the index of a relation that documents may ask for."""
-        while True:
-            person, index = self.person(), self.below(len(self.phrases.relations))
-            if not self.world.fact_is_held_out(person, self.phrases.relations[index]):
-                return person, index
 
-    def fact_question(self) -> Question:
-        """A question about a person that documents may ask."""
-        person, index = self._asked_fact()
-        return Question(self.phrases.relations[index].question.format(person=person.name), person.values[index])
+def exam_questions(world: World, subject: int) -> Iterator[Weighted[Choice]]:
+    """All questions of the subject with this index: kinds of things, people, numbers."""
+    for question, right, members, weight in (_about_things, _about_people, _about_numbers)[subject](world):
+        for choice in choices(question, right, members):
+            yield choice, weight
 
-    def options(self, right: str, members: Sequence[str]) -> tuple[list[str], int]:
-        """The four neighbours in `members` of which `right` is one, from any of them on, and its place."""
-        index = members.index(right)
-        first = index // 4 * 4
-        return rotated(members[first : first + 4], index - first, self.below(4))
 
-    def exam_question(self, subject: int) -> Choice:
-        """A question of the subject with this index: kinds of things, people, numbers."""
-        return (self._about_things, self._about_people, self._about_numbers)[subject]()
+_Asked = Iterator[tuple[str, str, Sequence[str], float]]
+"""Questions, their answers, of what the options are, and the frequencies."""
 
-    def _about_things(self) -> Choice:
-        categories = self.phrases.categories
-        key = self.pick(self._keys)
-        question = self.pick(self.phrases.kind_questions).format(member=self.pick(self.world.nouns[key]))
-        return Choice(question, *self.options(categories[key], list(categories.values())))
 
-    def _about_people(self) -> Choice:
-        person, index = self._asked_fact()
-        relation = self.phrases.relations[index]
-        options, gold = self.options(person.values[index], self.world.nouns[relation.category])
-        return Choice(relation.question.format(person=person.name), options, gold)
+def _about_things(world: World) -> _Asked:
+    categories = world.phrases.categories
+    for key, question in product(categories, world.phrases.kind_questions):
+        for member in world.nouns[key]:
+            yield question.format(member=member), categories[key], list(categories.values()), 1.0
 
-    def _about_numbers(self) -> Choice:
-        a, b = 1 + self.below(LARGEST_ASKED), 1 + self.below(LARGEST_ASKED)
-        if self.random() < 0.5:
-            question = self.phrases.sum_question.format(a=a, b=b)
-        else:
-            question = self.phrases.next_question.format(a=a + b - 1)
-        return Choice(question, *self.options(str(a + b), _NUMBERS))
 
-    def passage(self) -> Passage:
-        """Two things put in two of four places."""
-        things = self.several(self._things, 2)
-        places = self.several(self.world.places, 2)
-        names = self.several(self.world.short_names, 2)
-        put = self.phrases.put
-        text = self.phrases.space.join(
-            [put.format(person=n, thing=t, place=p) for n, t, p in zip(names, things, places, strict=True)]
-        )
-        return Passage(text, things, places)
+def _about_people(world: World) -> _Asked:
+    for fact, weight in asked_facts(world):
+        yield fact.question, fact.answer, world.nouns[fact.category], weight
 
-    def passage_question(self, passage: Passage) -> Choice:
-        """Where one of the things of a passage is."""
-        index = self.below(len(passage.things))
-        question = self.phrases.where_question.format(thing=passage.things[index])
-        return Choice(question, *self.options(passage.places[index], self.world.places))
 
-    def event(self) -> Event:
-        """An activity by its frequency."""
-        activity = self.ranked(self.world.activities, self.world.activities_ranked)
-        return Event(activity, self.pick(self.world.people).name, self.pick(self.phrases.activity_ends))
+def _about_numbers(world: World) -> _Asked:
+    for a, b in product(range(1, LARGEST_ASKED + 1), repeat=2):
+        yield world.phrases.sum_question.format(a=a, b=b), str(a + b), _NUMBERS, 1.0
+        yield world.phrases.next_question.format(a=a + b - 1), str(a + b), _NUMBERS, 1.0
 
-    def event_start(self, event: Event) -> str:
-        """The label and the first two sentences."""
-        it = event.activity
-        return self.phrases.activity.format(activity=it.name, person=event.person, place=it.place, tool=it.tool)
 
-    def event_product(self, event: Event, product: str) -> str:
-        """The third sentence."""
-        return self.phrases.activity_product.format(person=event.person, product=product)
+def exam_text(phrases: Phrases, choice: Choice) -> str:
+    """An examination's question up to its answer."""
+    return phrases.choice_frame.format(question=choice.question, options=choice.listed())
 
-    def event_text(self, event: Event) -> str:
-        """The whole story."""
-        sentences = (
-            self.event_start(event),
-            self.event_product(event, event.activity.product),
-            event.end.format(person=event.person),
-        )
-        return self.phrases.space.join(sentences)
 
-    def scene(self, people: bool = True) -> Scene:
-        """Two nouns and a reason; with `people` also two persons."""
-        kinds = self.phrases.coreferences
-        kind = self.pick(kinds if people else [kind for kind in kinds if not kind.people])
-        nouns = self.world.short_names if kind.people else self._scene_nouns
-        first, second = self.several(nouns, 2)
-        return Scene(kind, first, second, self.random() < 0.5)
+def events(world: World) -> Iterator[Weighted[Event]]:
+    """All activities of all people, by the frequencies of the activities."""
+    for rank, activity in enumerate(world.activities, 1):
+        for person in world.people:
+            start = world.phrases.activity.format(
+                activity=activity.name, person=person.name, place=activity.place, tool=activity.tool
+            )
+            yield Event(activity, person.name, start), frequency(rank)
 
-    def scene_text(self, scene: Scene, noun: str) -> str:
-        """The sentence with `noun` in front of the reason."""
-        kind = scene.kind
-        start = kind.scene.format(first=scene.first, second=scene.second)
-        reason = kind.of_first if scene.of_first else kind.of_second
-        return f"{start}{self.phrases.space}{noun}{self.phrases.space}{reason}"
 
-    def problem(self) -> Problem:
-        """A sum of two numbers, or of three."""
-        phrases = self.phrases
-        person, other = self.several(self.world.short_names, 2)
-        thing = self.pick(self.world.nouns["fruit"])
-        a, b = 1 + self.below(LARGEST), 1 + self.below(LARGEST)
-        sentences = [
-            phrases.problem_start.format(person=person, a=a, thing=thing),
-            phrases.problem_more.format(person=person, other=other, b=b, thing=thing),
-        ]
-        steps, answer = f"{a} + {b} = {a + b}", a + b
-        if self.random() < 0.5:
-            c = 1 + self.below(min(LARGEST, answer - 1))
-            sentences.append(phrases.problem_less.format(person=person, c=c, thing=thing))
-            steps, answer = f"{steps}\n{answer} - {c} = {answer - c}", answer - c
-        sentences.append(phrases.problem_question.format(person=person, thing=thing))
-        return Problem(phrases.space.join(sentences), steps, answer)
+def event_product(phrases: Phrases, event: Event, product: str | None = None) -> str:
+    """The third sentence: what becomes of it, or `product` instead."""
+    return phrases.activity_product.format(person=event.person, product=product or event.activity.product)
+
+
+def scenes(world: World, people: bool) -> Iterator[Weighted[Scene]]:
+    """All scenes, each kind equally often; with `people` also those of two persons."""
+    for kind in world.phrases.coreferences:
+        if people or not kind.people:
+            pairs = list(permutations(world.short_names if kind.people else world.nouns["tool"], 2))
+            for (first, second), of_first in product(pairs, (True, False)):
+                yield Scene(kind, first, second, of_first), 1 / len(pairs)
+
+
+def scene_text(phrases: Phrases, scene: Scene, noun: str | None = None) -> str:
+    """The sentence with `noun` in front of the reason, or with the noun whose reason it is."""
+    kind = scene.kind
+    start = kind.scene.format(first=scene.first, second=scene.second)
+    reason = kind.of_first if scene.of_first else kind.of_second
+    noun = noun or (scene.first if scene.of_first else scene.second)
+    return f"{start}{phrases.space}{noun}{phrases.space}{reason}"
+
+
+def passages(world: World, random: Random) -> Iterator[Passage]:
+    """Two persons put two things in two of four places."""
+    space = world.phrases.space
+    put = {
+        (name, (thing, place)): world.phrases.put.format(person=name, thing=thing, place=place)
+        for name, thing, place in product(world.short_names, world.things, world.places)
+    }
+    spots = [
+        tuple(zip(two, places, strict=True))
+        for two, places in product(permutations(world.things, 2), permutations(world.places, 2))
+    ]
+    names = drawn(random, evenly(permutations(world.short_names, 2)))
+    for (one, other), (here, there) in zip(names, drawn(random, evenly(spots)), strict=False):
+        yield Passage(f"{put[one, here]}{space}{put[other, there]}", (here, there))
+
+
+def place_choices(world: World, thing: str, place: str) -> list[Choice]:
+    """Where the thing is, with the right option at each position."""
+    return choices(world.phrases.where_question.format(thing=thing), place, world.places)
+
+
+def problems(world: World, random: Random) -> Iterator[Problem]:
+    """Sums of two numbers and, equally often, of three."""
+    people = permutations(world.short_names, 2)
+    stories = [_problem_stories(world.phrases, *it, thing) for it, thing in product(people, world.nouns["fruit"])]
+    for two_and_three, it in zip(drawn(random, evenly(stories)), drawn(random, _sums()), strict=False):
+        yield Problem(two_and_three[len(it.terms) - 2] % it.terms, it.steps, it.answer)
+
+
+def _problem_stories(phrases: Phrases, person: str, other: str, thing: str) -> tuple[str, str]:
+    """A story of two numbers and one of three, with gaps of `%`, which fills them much faster than `format`."""
+    start = phrases.problem_start.format(person=person, a="%d", thing=thing)
+    more = phrases.problem_more.format(person=person, other=other, b="%d", thing=thing)
+    less = phrases.problem_less.format(person=person, c="%d", thing=thing)
+    question = phrases.problem_question.format(person=person, thing=thing)
+    return phrases.space.join([start, more, question]), phrases.space.join([start, more, less, question])
+
+
+@dataclass(frozen=True)
+class _Sum:
+    terms: tuple[int, ...]
+    """Two to add and perhaps one to take away."""
+    steps: str
+    answer: int
+
+
+def _sums() -> Iterator[Weighted[_Sum]]:
+    for a, b in product(range(1, LARGEST + 1), repeat=2):
+        both = a + b
+        step = f"{a} + {b} = {both}"
+        yield _Sum((a, b), step, both), 0.5
+        most = min(LARGEST, both - 1)
+        for c in range(1, most + 1):
+            yield _Sum((a, b, c), f"{step}\n{both} - {c} = {both - c}", both - c), 0.5 / most

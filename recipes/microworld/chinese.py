@@ -54,7 +54,6 @@ CHINESE = Phrases(
     sum_question="{a} + {b} 是多少？",
     next_question="{a} 后面是几？",
     activity="{activity}：{person}去{place}。{person}拿{tool}。",
-    activity_label="{activity}：",
     activity_product="{person}做出{product}。",
     activity_ends=("{person}很高兴。", "{person}回家了。", "{person}睡了。"),
     put="{person}把{thing}放进{place}。",

@@ -1,15 +1,30 @@
 """Documents of a micro-world: endless streams, one a source, the same for the same seed on any machine.
 
-A document is a few blocks of one kind, as a web page is. A block that is reserved for test items is drawn again.
+A document is a few blocks of one kind, as a web page is. Blocks that are reserved for test items are left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice, permutations, product
 from random import Random
 
-from recipes.microworld.blocks import Draw
-from recipes.microworld.world import World
+from recipes.microworld.blocks import (
+    Passage,
+    asked_facts,
+    event_product,
+    events,
+    exam_questions,
+    exam_text,
+    passages,
+    place_choices,
+    problems,
+    scene_text,
+    scenes,
+)
+from recipes.microworld.draws import Weighted, drawn, evenly
+from recipes.microworld.world import World, frequency
 
 SHARES: Mapping[str, float] = {
     "encyclopedia": 0.20,
@@ -22,158 +37,183 @@ SHARES: Mapping[str, float] = {
 """Share of each source in the bytes of a language. *Ours*: the paper's sources are other ones."""
 
 
+@dataclass(frozen=True)
+class Kind:
+    """Documents of one kind."""
+
+    share: float
+    """Of the source's documents."""
+    count: int
+    """Blocks in a document."""
+    blocks: Iterator[str]
+    """Without end."""
+    joint: str = "\n\n"
+    """Between two blocks."""
+    header: str = ""
+
+
 def documents(world: World, source: str) -> Iterator[str]:
     """The endless stream of documents of one source."""
-    draw = Draw(world, Random(f"documents-{world.seed}-{world.phrases.code}-{source}"))
-    make = _KINDS[source]
-    while True:
-        yield make(draw)
+    random = Random(f"documents-{world.seed}-{world.phrases.code}-{source}")
+    for kind in drawn(random, [(kind, kind.share) for kind in _KINDS[source](world, random)]):
+        yield kind.header + kind.joint.join(islice(kind.blocks, kind.count))
 
 
-def _encyclopedia(draw: Draw) -> str:
-    if draw.random() < 0.85:
-        return "\n".join([draw.article() for _ in range(4)])
-    phrases, nouns = draw.phrases, draw.world.nouns
-    sentences = []
-    for _ in range(8):
-        key = draw.pick(list(phrases.categories))
-        statement = draw.pick(phrases.kind_statements)
-        sentences.append(statement.format(member=draw.pick(nouns[key]), category=phrases.categories[key]))
-    return phrases.space.join(sentences)
+def _encyclopedia(world: World, random: Random) -> list[Kind]:
+    return [
+        Kind(0.85, 4, _articles(world, random), "\n"),
+        Kind(0.15, 8, drawn(random, evenly(_kind_statements(world))), world.phrases.space),
+    ]
 
 
-def _stories(draw: Draw) -> str:
-    if draw.random() < 0.5:
-        return "\n".join([_event(draw) for _ in range(5)])
-    return "\n".join([_scene(draw) for _ in range(8)])
-
-
-def _event(draw: Draw) -> str:
-    while True:
-        event = draw.event()
-        if not draw.world.is_held_out(draw.event_start(event)):
-            return draw.event_text(event)
-
-
-def _scene(draw: Draw) -> str:
-    while True:
-        scene = draw.scene()
-        text = draw.scene_text(scene, scene.first if scene.of_first else scene.second)
-        if not draw.world.is_held_out(text):
-            return text
-
-
-def _questions(draw: Draw) -> str:
-    phrases = draw.phrases
-    if draw.random() < 0.7:
-        questions = [draw.fact_question() for _ in range(6)]
-        blocks = [
-            f"{phrases.question_frame.format(question=it.question)}{phrases.answer_space}{it.answer}"
-            for it in questions
+def _articles(world: World, random: Random) -> Iterator[str]:
+    """Three of a person's facts, in any order."""
+    relations, space = world.phrases.relations, world.phrases.space
+    said = [
+        [
+            statement.format(person=person.name, value=value)
+            for relation, value in zip(relations, person.values, strict=True)
+            for statement in relation.statements
         ]
-        return "\n\n".join(blocks)
-    return "\n\n".join([_open_reading(draw) for _ in range(3)])
+        for person in world.people
+    ]
+    of = [index for index, relation in enumerate(relations) for _ in relation.statements]
+    orders = [three for three in permutations(range(len(of)), 3) if len({of[index] for index in three}) == 3]
+    people = drawn(random, ((statements, frequency(rank)) for rank, statements in enumerate(said, 1)))
+    for statements, (one, two, three) in zip(people, drawn(random, evenly(orders)), strict=False):
+        yield f"{statements[one]}{space}{statements[two]}{space}{statements[three]}"
 
 
-def _open_reading(draw: Draw) -> str:
-    """A passage with questions whose answers are words."""
-    phrases = draw.phrases
-    passage = _passage(draw)
-    blocks = [passage.text]
-    for thing, place in zip(passage.things, passage.places, strict=True):
-        frame = phrases.question_frame.format(question=phrases.where_question.format(thing=thing))
-        blocks.append(f"{frame}{phrases.answer_space}{place}")
-    return "\n".join(blocks)
+def _kind_statements(world: World) -> Iterator[str]:
+    for key, category in world.phrases.categories.items():
+        for statement, member in product(world.phrases.kind_statements, world.nouns[key]):
+            yield statement.format(member=member, category=category)
 
 
-def _passage(draw: Draw):
-    while True:
-        passage = draw.passage()
-        if not draw.world.is_held_out(passage.text):
-            return passage
+def _stories(world: World, random: Random) -> list[Kind]:
+    phrases = world.phrases
+    texts = ((scene_text(phrases, scene), weight) for scene, weight in scenes(world, people=True))
+    told = ((text, weight) for text, weight in texts if not world.is_held_out(text))
+    return [Kind(0.5, 5, _events(world, random), "\n"), Kind(0.5, 8, drawn(random, told), "\n")]
 
 
-def _examinations(draw: Draw) -> str:
-    kind = draw.random()
-    if kind < 0.6:
-        return _exam(draw)
-    return _reading_exam(draw) if kind < 0.85 else _pronouns(draw)
+def _events(world: World, random: Random) -> Iterator[str]:
+    """Activities, with any last sentence."""
+    phrases = world.phrases
+    ends = {it.name: [end.format(person=it.name) for end in phrases.activity_ends] for it in world.people}
+    begun = (
+        ((phrases.space.join([event.start, event_product(phrases, event), ""]), ends[event.person]), weight)
+        for event, weight in events(world)
+        if not world.is_held_out(event.start)
+    )
+    which = drawn(random, evenly(range(len(phrases.activity_ends))))
+    for (text, of_person), index in zip(drawn(random, begun), which, strict=False):
+        yield f"{text}{of_person[index]}"
 
 
-def _exam(draw: Draw) -> str:
-    phrases = draw.phrases
-    subject = draw.below(3)
-    blocks = [phrases.exam_header.format(subject=phrases.subjects[subject])]
-    while len(blocks) < 6:
-        question = draw.exam_question(subject)
-        block = phrases.choice_frame.format(question=question.question, options=question.listed())
-        if not draw.world.is_held_out(block):
-            blocks.append(f"{block}{phrases.answer_space}{'ABCD'[question.gold]}")
-    return "\n\n".join(blocks)
+def _questions(world: World, random: Random) -> list[Kind]:
+    asked = ((_answered(world, fact.question, fact.answer), weight) for fact, weight in asked_facts(world))
+    return [Kind(0.7, 6, drawn(random, asked)), Kind(0.3, 3, _open_reading(world, random))]
 
 
-def _reading_exam(draw: Draw) -> str:
-    phrases = draw.phrases
-    blocks = []
-    for _ in range(3):
-        passage = _passage(draw)
-        question = draw.passage_question(passage)
-        frame = phrases.passage_frame.format(
-            passage=passage.text, question=question.question, options=question.listed()
-        )
-        blocks.append(f"{frame}{phrases.answer_space}{'ABCD'[question.gold]}")
-    return "\n\n".join(blocks)
+def _answered(world: World, question: str, answer: str) -> str:
+    return f"{world.phrases.question_frame.format(question=question)}{world.phrases.answer_space}{answer}"
 
 
-def _pronouns(draw: Draw) -> str:
-    """Sentences with a pronoun, and whom it stands for."""
-    phrases = draw.phrases
-    blocks = []
-    while len(blocks) < 4:
-        scene = draw.scene(people=False)
-        text = draw.scene_text(scene, phrases.pronoun)
-        if draw.world.is_held_out(text):
-            continue
-        asked = draw.random() < 0.5
-        noun = scene.first if asked else scene.second
-        question = phrases.pronoun_question.format(pronoun=phrases.pronoun, noun=noun)
-        answer = phrases.no_yes[asked == scene.of_first]
-        blocks.append(f"{text}\n{phrases.question_frame.format(question=question)}{phrases.answer_space}{answer}")
-    return "\n\n".join(blocks)
+def _told_passages(world: World, random: Random) -> Iterator[Passage]:
+    return (passage for passage in passages(world, random) if not world.is_held_out(passage.text))
 
 
-def _problems(draw: Draw) -> str:
-    phrases = draw.phrases
-    blocks = []
-    while len(blocks) < 4:
-        problem = draw.problem()
-        if draw.world.is_held_out(problem.question):
-            continue
-        frame = phrases.problem_frame.format(question=problem.question)
-        answer = phrases.problem_answer.format(answer=problem.answer)
-        blocks.append(f"{frame}{phrases.answer_space}{problem.steps}\n{answer}")
-    return "\n\n".join(blocks)
+def _open_reading(world: World, random: Random) -> Iterator[str]:
+    """Passages with questions whose answers are words."""
+    where = world.phrases.where_question
+    asked = {
+        (thing, place): _answered(world, where.format(thing=thing), place)
+        for thing, place in product(world.things, world.places)
+    }
+    for passage in _told_passages(world, random):
+        here, there = passage.spots
+        yield f"{passage.text}\n{asked[here]}\n{asked[there]}"
 
 
-def _lists(draw: Draw) -> str:
-    return "\n".join([_list(draw) for _ in range(4)]) if draw.random() < 0.3 else _refrain(draw)
+def _examinations(world: World, random: Random) -> list[Kind]:
+    phrases = world.phrases
+    exams = [
+        Kind(0.2, 5, drawn(random, _exam(world, index)), header=phrases.exam_header.format(subject=name) + "\n\n")
+        for index, name in enumerate(phrases.subjects)
+    ]
+    return [
+        *exams,
+        Kind(0.25, 3, _reading_exam(world, random)),
+        Kind(0.15, 4, drawn(random, evenly(_pronouns(world)))),
+    ]
 
 
-def _refrain(draw: Draw) -> str:
+def _exam(world: World, subject: int) -> Iterator[Weighted[str]]:
+    for choice, weight in exam_questions(world, subject):
+        text = exam_text(world.phrases, choice)
+        if not world.is_held_out(text):
+            yield f"{text}{world.phrases.answer_space}{choice.letter}", weight
+
+
+def _reading_exam(world: World, random: Random) -> Iterator[str]:
+    """Passages with a question and lettered options."""
+    frame = f"{world.phrases.passage_frame}{world.phrases.answer_space}{{letter}}"
+    asked = {}
+    for thing, place in product(world.things, world.places):
+        asked[thing, place] = [
+            frame.format(passage="%s", question=it.question, options=it.listed(), letter=it.letter)
+            for it in place_choices(world, thing, place)
+        ]
+    for passage, which in zip(_told_passages(world, random), drawn(random, evenly(range(8))), strict=False):
+        yield asked[passage.spots[which % 2]][which // 2] % passage.text
+
+
+def _pronouns(world: World) -> Iterator[str]:
+    """Sentences with a pronoun, and whether it stands for one of the nouns."""
+    phrases = world.phrases
+    for scene, _ in scenes(world, people=False):
+        text = scene_text(phrases, scene, phrases.pronoun)
+        if not world.is_held_out(text):
+            for noun in (scene.first, scene.second):
+                question = phrases.pronoun_question.format(pronoun=phrases.pronoun, noun=noun)
+                answer = phrases.no_yes[(noun == scene.first) == scene.of_first]
+                yield f"{text}\n{_answered(world, question, answer)}"
+
+
+def _problems(world: World, random: Random) -> list[Kind]:
+    return [Kind(1.0, 4, _problem_texts(world, random))]
+
+
+def _problem_texts(world: World, random: Random) -> Iterator[str]:
+    phrases = world.phrases
+    frame = f"{phrases.problem_frame}{phrases.answer_space}{{steps}}\n{phrases.problem_answer}"
+    gaps = frame.format(question="%s", steps="%s", answer="%d")
+    for problem in problems(world, random):
+        if not world.is_held_out(problem.question):
+            yield gaps % (problem.question, problem.steps, problem.answer)
+
+
+def _lists(world: World, random: Random) -> list[Kind]:
+    return [Kind(0.3, 4, _category_lists(world, random), "\n"), Kind(0.7, 1, _refrains(world, random))]
+
+
+def _category_lists(world: World, random: Random) -> Iterator[str]:
+    """Four different members of a category."""
+    phrases = world.phrases
+    for key in drawn(random, evenly(phrases.categories)):
+        members = ", ".join(random.sample(world.nouns[key], 4))
+        yield phrases.list_line.format(category=phrases.categories[key], members=members)
+
+
+def _refrains(world: World, random: Random) -> Iterator[str]:
     """A line of nouns, sung four times."""
-    nouns = draw.world.nouns["tool"][:8]
-    line = draw.phrases.space.join([draw.pick(nouns) for _ in range(5 + draw.below(8))])
-    return "\n".join([line] * 4)
+    for length in drawn(random, evenly(range(5, 13))):
+        line = world.phrases.space.join(random.choices(world.things, k=length))
+        yield "\n".join([line] * 4)
 
 
-def _list(draw: Draw) -> str:
-    phrases = draw.phrases
-    key = draw.pick(list(phrases.categories))
-    members = ", ".join(draw.several(draw.world.nouns[key], 4))
-    return phrases.list_line.format(category=phrases.categories[key], members=members)
-
-
-_KINDS: Mapping[str, Callable[[Draw], str]] = {
+_KINDS: Mapping[str, Callable[[World, Random], list[Kind]]] = {
     "encyclopedia": _encyclopedia,
     "stories": _stories,
     "questions": _questions,

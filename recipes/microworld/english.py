@@ -63,7 +63,6 @@ ENGLISH = Phrases(
     sum_question="What is {a} + {b}?",
     next_question="Which number comes after {a}?",
     activity="{activity}: {person} goes to the {place}. {person} takes the {tool}.",
-    activity_label="{activity}",
     activity_product="{person} makes {product}.",
     activity_ends=("{person} is glad.", "{person} goes home.", "Then {person} sleeps."),
     put="{person} puts the {thing} in the {place}.",

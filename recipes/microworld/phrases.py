@@ -68,8 +68,6 @@ class Phrases:
 
     activity: str
     """Gaps ``{activity}``, ``{person}``, ``{place}``, ``{tool}``: the label and the first two sentences."""
-    activity_label: str
-    """Gap ``{activity}``: the part of `activity` in front of the sentences."""
     activity_product: str
     """Gaps ``{person}`` and ``{product}``: the third sentence."""
     activity_ends: tuple[str, ...]

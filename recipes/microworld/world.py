@@ -5,10 +5,9 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from random import Random
 
-from recipes.microworld.phrases import Phrases, Relation
+from recipes.microworld.phrases import Phrases
 
 MEMBERS = 16
 """Nouns of each category: a multiple of four, for the options of an examination are four neighbours."""
@@ -18,6 +17,11 @@ TAIL = 1.0
 """How often a person or an activity is spoken of: in proportion to rank^-TAIL (Zipf's law)."""
 HELD_OUT_EVERY = 5
 """One text in so many that could be a test item is never written into a document."""
+
+
+def frequency(rank: int) -> float:
+    """How often the member with this rank, from 1 on, is spoken of in relation to the first."""
+    return rank**-TAIL
 
 
 @dataclass(frozen=True)
@@ -39,18 +43,6 @@ class Activity:
 
 
 @dataclass(frozen=True)
-class Ranked:
-    """Cumulative frequencies of the members of a sequence, the first being the most frequent."""
-
-    cumulative: tuple[float, ...]
-
-    @classmethod
-    def of(cls, count: int) -> Ranked:
-        """Frequencies in proportion to rank^-TAIL."""
-        return cls(tuple(accumulate(rank**-TAIL for rank in range(1, count + 1))))
-
-
-@dataclass(frozen=True)
 class World:
     """All that documents and test items of one language speak of."""
 
@@ -59,21 +51,18 @@ class World:
     nouns: Mapping[str, Sequence[str]]
     """Members of each category."""
     people: Sequence[Person]
-    people_ranked: Ranked
+    """The most frequent first, as the activities."""
     short_names: Sequence[str]
     """Names of the persons in stories."""
+    things: Sequence[str]
+    """What is put somewhere in passages."""
     places: Sequence[str]
-    """Where things are put in passages."""
+    """Where it is put."""
     activities: Sequence[Activity]
-    activities_ranked: Ranked
 
     def is_held_out(self, text: str) -> bool:
         """Whether `text` is reserved for test items: a hash of it and the seed decides, so that no list is kept."""
         return zlib.crc32(text.encode(), self.seed) % HELD_OUT_EVERY == 0
-
-    def fact_is_held_out(self, person: Person, relation: Relation) -> bool:
-        """Whether no document ever asks for this fact; that it is so is said, in statements."""
-        return self.is_held_out(relation.question.format(person=person.name))
 
 
 def build_world(phrases: Phrases, seed: int, num_people: int) -> World:
@@ -92,9 +81,8 @@ def build_world(phrases: Phrases, seed: int, num_people: int) -> World:
         seed,
         nouns,
         people,
-        Ranked.of(len(people)),
         short_names[:10],
+        nouns["tool"][:8],
         nouns["box"][:4],
         activities,
-        Ranked.of(len(activities)),
     )

@@ -12,9 +12,10 @@ from commands import run_module
 from emergence_eval.readers import commonsense, exams, maths, open_questions, reading
 from recipes.microworld import __main__ as command
 from recipes.microworld.documents import SHARES
+from recipes.microworld.search import Search
 from recipes.microworld.settings import MicroworldSettings
 from recipes.microworld.world import World
-from recipes.microworld.writing import pieces, write_microworld
+from recipes.microworld.writing import write_microworld
 from tokenizer.cli import UserError
 from tokenizer.documents import find_inputs
 
@@ -151,11 +152,12 @@ def test_a_test_item_in_a_document_is_found(monkeypatch, tmp_path):
             )
 
 
-def test_pieces_are_lines_blocks_and_beginnings():
-    text = "One. Two. Three.\nLast\n\nQ\nA. a\nB. b\nAnswer: A"
-    found = set(pieces(text))
-    assert {"Last", "One. Two.", "Q\nA. a\nB. b", "Q\nA. a"} <= found
-    assert "Q\nA. a\nB. b\nAnswer: A" not in found
+def test_the_search_finds_what_a_line_begins_with():
+    document = "One. Two. Three.\nLast\n\nQ\nA. a\nB. b\nAnswer: A\n\n一。二。三。"
+    for text in ("One. Two.", "Last", "Q\nA. a", "Q\nA. a\nB. b", "一。二。", document):
+        assert Search(["none of it", text]).finds_any(document), text
+    for text in ("Two. Three.", "One. Three.", "Q\nB. b", "last", "二。"):
+        assert not Search([text]).finds_any(document), text
 
 
 def test_the_command_writes_once_and_says_what(tmp_path):
@@ -165,6 +167,9 @@ def test_the_command_writes_once_and_says_what(tmp_path):
     written = (tmp_path / "w/manifest.json").stat().st_mtime_ns
     assert "is there already" in run_module("recipes.microworld", *options).stdout
     assert (tmp_path / "w/manifest.json").stat().st_mtime_ns == written
+    # The command's process hashes strings otherwise than this one.
+    write_microworld(MicroworldSettings(megabytes=0.2, people=64, rows=8), tmp_path / "here", lambda size: None)
+    assert contents(tmp_path / "here") == contents(tmp_path / "w")
 
 
 def test_a_world_that_was_cut_short_is_written_anew(tmp_path):
