@@ -163,7 +163,7 @@ def check_sources(inputs: Inputs, folder: GridDirectory) -> dict[str, Any]:
     """What the data are made from: the user's documents by names and sizes of their files, or a world by its settings;
     UserError where the data that are there were made from something else."""
     if inputs.world is not None:
-        sources = {"microworld": dataclasses.asdict(inputs.world), "bytes": documents_bytes(inputs)}
+        sources = {"microworld": inputs.world.identity(), "bytes": documents_bytes(inputs)}
     else:
         sources = {**_corpus(inputs.corpus), "benchmarks": str(inputs.benchmarks)}
     _check_same_sources(sources, folder)

@@ -9,7 +9,6 @@ itself has written.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -191,7 +190,7 @@ class GridDirectory:
 
     def world_is_done(self, settings: MicroworldSettings) -> bool:
         """Whether the world is whole and was made with these settings: its manifest is written last."""
-        return read_json(self.world / "manifest.json").get("settings") == dataclasses.asdict(settings)
+        return read_json(self.world / "manifest.json").get("settings") == settings.identity()
 
     def tokenizer_is_done(self) -> bool:
         """Whether the tokenizer is whole."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from tokenizer.cli import UserError
+
+GENERATOR = 1
+"""Version of what is generated: raised with every change by which equal settings give other texts."""
 
 
 @dataclass(frozen=True)
@@ -31,3 +35,7 @@ class MicroworldSettings:
         for name in ("seed", "people", "rows"):
             if isinstance(value := getattr(self, name), bool) or not isinstance(value, int):
                 raise UserError(f"microworld: {name} is {value!r}; it must be a whole number")
+
+    def identity(self) -> dict[str, Any]:
+        """What decides every byte of the world: the settings, and the version of the generator."""
+        return {**asdict(self), "generator": GENERATOR}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 from recipes.microworld.benchmarks import chinese_files, english_files
@@ -62,7 +61,7 @@ def write_microworld(settings: MicroworldSettings, out: Path, advance: Callable[
             budget = round(settings.megabytes * 1e6 * language_share * share)
             texts = documents(made[code], source)
             written[name] = _write(out / "corpus" / name, texts, budget, reserved[code], advance)
-    write_json(out / MANIFEST, {"settings": asdict(settings), "bytes": sum(written.values()), "files": written})
+    write_json(out / MANIFEST, {"settings": settings.identity(), "bytes": sum(written.values()), "files": written})
     return written
 
 
@@ -72,7 +71,7 @@ def is_written(settings: MicroworldSettings, out: Path) -> bool:
         manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(manifest, dict) and manifest.get("settings") == asdict(settings)
+    return isinstance(manifest, dict) and manifest.get("settings") == settings.identity()
 
 
 def _write(path: Path, texts: Iterator[str], budget: int, search: Search, advance: Callable[[int], None]) -> int:

@@ -56,7 +56,7 @@ def test_the_world_is_made_first_and_everything_reads_it(smoke, empty):
     assert all(str(empty.world / "benchmarks") in step.command for step in evaluations)
     # Done is the world that the grid describes, not another.
     assert not world.done()
-    settings = dataclasses.asdict(smoke.microworld)
+    settings = smoke.microworld.identity()
     finish(empty.world / "manifest.json", {"settings": {**settings, "seed": 7}})
     assert not world.done()
     finish(empty.world / "manifest.json", {"settings": settings, "bytes": 1000})
@@ -91,7 +91,7 @@ def test_a_later_launch_goes_on_with_the_world(smoke, empty, tmp_path):
 
 def test_it_is_checked_before_it_is_made(smoke, empty, tmp_path):
     sources = check_before_start(smoke, smoke.runs, empty, choose_inputs(smoke, empty), jobs=2)
-    assert sources == {"microworld": dataclasses.asdict(smoke.microworld), "bytes": 1_000_000}
+    assert sources == {"microworld": smoke.microworld.identity(), "bytes": 1_000_000}
     path = tmp_path / "grid.yaml"
     path.write_text(smoke.path.read_text().replace("limit: 8", "tasks: [mmlu_texts, word_unscramble]"))
     grid = load_grid(path)
