@@ -45,6 +45,10 @@ MINIMUM_SUPPORT = 0.5
 FAR_FROM_CHANCE = 6.0
 """Difference in BIC by which a constant must lead chance only to be called one that is not chance."""
 
+PLATEAU_FROM_CHANCE = 3.0
+"""Standard deviations of the guessing level by which a plateau may lie from chance and still be called chance. *Ours*:
+by the luck of the rows it lies farther in 0.3 % of cases; of 1,305 simulated thresholds none lay farther than 0.7."""
+
 SHAPE_PARAMETERS = 3
 """Parameters of the smooth and the emergent account in the BIC: height, η or length, exponent or middle."""
 
@@ -164,6 +168,8 @@ def _threshold(task: str, metric: str, rows: pd.DataFrame, column: str, replicat
             reason = f"performance stays at {chance + sign * constant:.3f} at every loss, while chance is {chance:.3f}"
         elif verdict != NOT_REACHED:
             verdict, reason = NOT_REACHED, "performance does not change with loss"
+    if verdict == EMERGENT and (off := _plateau_off_chance(fitted, chance, sign)):
+        verdict, reason = UNDECIDED, off
     if verdict == EMERGENT:
         found |= _intervals(fitted, drawn) | {"eta_draws": drawn.eta}
     if verdict == NOT_REACHED:
@@ -199,6 +205,19 @@ def _accounts(fitted: Fit, drawn: draws.Replicates) -> dict[str, float]:
         "bic_emergent": float("inf") if emergent is None else float(fitted.deviance[emergent]) + cost,
         "overdispersion": fitted.overdispersion,
     }
+
+
+def _plateau_off_chance(fitted: Fit, chance: float, sign: float) -> str:
+    """Why the plateau before the rise is not chance; empty if it is as near as guessing on these rows may lie. Eq. 3
+    asks for chance at L >= η: who scores 0.44 of 0.25 there knows something already."""
+    _, level = fitted.coefficients(fitted.best(fitted.shapes.emergent))
+    distance = abs(level) / fitted.data.level_sd
+    if distance <= PLATEAU_FROM_CHANCE:
+        return ""
+    return (
+        f"a plateau at {chance + sign * level:.3f} before the rise, which is not chance, {chance:.3f} "
+        f"({distance:.0f} standard deviations from it)"
+    )
 
 
 def _constant(data: Data) -> tuple[float, float]:

@@ -71,6 +71,21 @@ def test_a_constant_far_from_chance_is_neither():
         assert "at every loss" in result.reason
 
 
+@pytest.mark.parametrize(
+    ("task", "plateau", "rows"), [("hellaswag", 0.15, 200), ("hellaswag", -0.15, 200), ("gsm8k", 0.08, 1000)]
+)
+def test_a_plateau_that_is_not_chance_is_no_threshold(task, plateau, rows):
+    """Eq. 3 asks for chance above η; who scores 0.4 where guessing gives 0.25 knows something already."""
+    results = verdicts(lambda loss: plateau + emergent(4.0)(loss), task, rows=rows)
+    assert threshold.EMERGENT not in [result.verdict for result in results]
+    assert all(np.isnan(result.eta) for result in results)
+    said = [result.reason for result in results if "which is not chance" in result.reason]
+    assert said
+    for reason in said:
+        shown = float(reason.split("a plateau at ")[1].split()[0])
+        assert shown == pytest.approx(simulated_grids.CHANCE[task] + plateau, abs=0.05)
+
+
 def test_lower_is_better_gives_the_same_threshold():
     results = simulated_grids.table({"mmlu": emergent(4.0, 0.4)}, runs(4, 6), 1000)
     turned = results.assign(value=1 - results["value"], chance=1 - results["chance"], higher_is_better=False)
