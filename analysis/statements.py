@@ -12,6 +12,7 @@ from multiprocessing import get_context
 from typing import Any
 
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 from analysis import (
     augmented,
@@ -119,13 +120,22 @@ def infer(
 
 @contextmanager
 def _runner(num_rows: int) -> Iterator[Callable[..., Iterator[Any]]]:
-    """`map`, by a process a core for a table of `LARGE` rows or more."""
+    """`map`, by a process a core for a table of `LARGE` rows or more.
+
+    Each process has one thread for linear algebra: the matrices are small, and the threads of two processes on two
+    cores took half of the time from one another.
+    """
     processes = len(os.sched_getaffinity(0))
-    if num_rows < LARGE or processes == 1:
-        yield map
-        return
-    with ProcessPoolExecutor(processes, get_context("fork")) as pool:
-        yield pool.map
+    with threadpool_limits(limits=1):
+        if num_rows < LARGE or processes == 1:
+            yield map
+            return
+        with ProcessPoolExecutor(processes, get_context("fork"), initializer=_single_thread) as pool:
+            yield pool.map
+
+
+def _single_thread() -> None:
+    threadpool_limits(limits=1)
 
 
 @dataclass(frozen=True)
