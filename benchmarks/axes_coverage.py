@@ -1,16 +1,15 @@
 """How often the intervals of what each axis leaves unexplained hold its mean over simulated grids of one design, in
 which performance follows the loss. The table of docs/methods.md is this program's output.
 
-    python benchmarks/axes_coverage.py --simulations 500 --first-seed 100000
+    python benchmarks/axes_coverage.py --simulations 300 --first-seed 200000
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 import numpy as np
-from same_loss_coverage import GRIDS, REPLICATES, TRUTHS, percent, simulate
+from same_loss_coverage import GRIDS, REPLICATES, TRUTHS, asked_seeds, percent, simulate
 
 from analysis import axes
 from tokenizer import cli
@@ -38,17 +37,7 @@ def rows(grid: str, task: str, found: Sequence[Sequence[axes.AxisResult]]) -> li
 
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Print the table; *loss leaves less*: how often the interval of the difference to the loss lies above 0."""
-    parser = argparse.ArgumentParser(
-        prog="python benchmarks/axes_coverage.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--simulations", type=int, default=500, help="per grid and task (default: %(default)s)")
-    parser.add_argument("--first-seed", type=int, default=0, help="other numbers, other noise (default: %(default)s)")
-    arguments = parser.parse_args(argv)
-    if arguments.simulations < 1:
-        raise cli.UserError("--simulations is at least 1")
-    seeds = range(arguments.first_seed, arguments.first_seed + arguments.simulations)
+    seeds = asked_seeds("axes_coverage", __doc__, argv, simulations=500)
     print(f"{HEADING}\n|{'---|' * (HEADING.count('|') - 1)}", flush=True)
     with cli.progress_bar() as bar:
         steps = bar.add_task("simulating", total=len(GRIDS) * len(TRUTHS) * len(seeds))

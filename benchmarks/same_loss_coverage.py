@@ -71,19 +71,24 @@ def row(grid: str, task: str, difference: float, results: Sequence[same_loss.Sam
     return f"| {grid} | {task} | {difference:.2f} | {shares} | {largest:.3f} | {high:.3f} |"
 
 
-def main(argv: Sequence[str] | None = None) -> int | None:
-    """Print the table."""
+def asked_seeds(name: str, description: str, argv: Sequence[str] | None, simulations: int) -> range:
+    """The seeds that a command line asks for; `simulations` of them by default."""
     parser = argparse.ArgumentParser(
-        prog="python benchmarks/same_loss_coverage.py",
-        description=__doc__,
+        prog=f"python benchmarks/{name}.py",
+        description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--simulations", type=int, default=200, help="per line (default: %(default)s)")
+    parser.add_argument("--simulations", type=int, default=simulations, help="per line (default: %(default)s)")
     parser.add_argument("--first-seed", type=int, default=0, help="other numbers, other noise (default: %(default)s)")
     arguments = parser.parse_args(argv)
     if arguments.simulations < 1:
         raise cli.UserError("--simulations is at least 1")
-    seeds = range(arguments.first_seed, arguments.first_seed + arguments.simulations)
+    return range(arguments.first_seed, arguments.first_seed + arguments.simulations)
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Print the table."""
+    seeds = asked_seeds("same_loss_coverage", __doc__, argv, simulations=200)
     print(f"{HEADING}\n|{'---|' * (HEADING.count('|') - 1)}", flush=True)
     with cli.progress_bar() as bar:
         steps = bar.add_task("simulating", total=len(GRIDS) * len(TRUTHS) * len(DIFFERENCES) * len(seeds))

@@ -18,7 +18,7 @@ from typing import Any
 
 from recipes import checkpoint, encoded, index, layout
 from recipes.grid import Grid, Run
-from recipes.microworld.settings import MicroworldSettings
+from recipes.microworld.settings import MANIFEST, MicroworldSettings
 from tokenizer.cli import UserError
 
 PREPARATION = {
@@ -189,8 +189,8 @@ class GridDirectory:
         return (self.checkpoint(run, step) / "manifest.json").is_file()
 
     def world_is_done(self, settings: MicroworldSettings) -> bool:
-        """Whether the world is whole and was made with these settings: its manifest is written last."""
-        return read_json(self.world / "manifest.json").get("settings") == settings.identity()
+        """Whether the world is whole and was made with these settings."""
+        return settings.is_written(self.world)
 
     def tokenizer_is_done(self) -> bool:
         """Whether the tokenizer is whole."""
@@ -344,7 +344,7 @@ def _make_world(folder: GridDirectory, settings: MicroworldSettings) -> Step:
         ),
         log=folder.logs / "world.log",
         done=lambda: folder.world_is_done(settings),
-        output=str(folder.world / "manifest.json"),
+        output=str(folder.world / MANIFEST),
     )
 
 

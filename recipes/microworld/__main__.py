@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recipes.grid import load_grid
-from recipes.microworld.settings import MicroworldSettings
-from recipes.microworld.writing import is_written, write_microworld
+from recipes.microworld.settings import MANIFEST, MicroworldSettings
+from recipes.microworld.writing import write_microworld
 from tokenizer import cli
 from tokenizer.cli import UserError
 
@@ -23,10 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write the micro-world that a grid or the command line describes."""
     arguments = _parser().parse_args(argv)
     settings = _settings(arguments)
-    if is_written(settings, arguments.out):
+    if settings.is_written(arguments.out):
         print(f"{arguments.out} is there already")
         return 0
-    others = {path.name for path in arguments.out.glob("*")} - {"corpus", "benchmarks", "manifest.json"}
+    others = {path.name for path in arguments.out.glob("*")} - {"corpus", "benchmarks", MANIFEST}
     if others:
         raise UserError(f"{arguments.out} holds other files ({min(others)}); give another directory with --out")
     started = time.monotonic()

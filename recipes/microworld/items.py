@@ -87,8 +87,7 @@ class Items:
     def facts(self) -> list[Fact]:
         """Questions that no document asks: `rows` of them, or all where there are fewer."""
         world = self.world
-        asked = {fact.question for fact, _ in asked_facts(world)}
-        unasked = [fact for fact, _ in facts(world) if fact.question not in asked]
+        unasked = [fact for fact, _ in facts(world) if self.is_item(fact.question)]
         chosen = Random(f"facts-{world.seed}-{world.phrases.code}").sample(unasked, min(self.rows, len(unasked)))
         self._reserve(*(world.phrases.question_frame.format(question=it.question) for it in chosen))
         return chosen

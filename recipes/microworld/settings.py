@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from tokenizer.cli import UserError
+
+MANIFEST = "manifest.json"
+"""File of a world's directory that is written last: `identity` under "settings", bytes of text, files."""
 
 GENERATOR = 1
 """Version of what is generated: raised with every change by which equal settings give other texts."""
@@ -39,3 +44,11 @@ class MicroworldSettings:
     def identity(self) -> dict[str, Any]:
         """What decides every byte of the world: the settings, and the version of the generator."""
         return {**asdict(self), "generator": GENERATOR}
+
+    def is_written(self, directory: Path) -> bool:
+        """Whether `directory` holds the whole of this world."""
+        try:
+            manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return isinstance(manifest, dict) and manifest.get("settings") == self.identity()

@@ -13,15 +13,13 @@ from recipes.microworld.documents import SHARES, documents
 from recipes.microworld.english import ENGLISH
 from recipes.microworld.items import Items
 from recipes.microworld.search import Search
-from recipes.microworld.settings import MicroworldSettings
+from recipes.microworld.settings import MANIFEST, MicroworldSettings
 from recipes.microworld.world import World, build_world
 from tokenizer.cli import UserError
 from tokenizer.files import write_json
 
 LANGUAGE_SHARES = {"en": 0.8, "zh": 0.2}
 """English to Chinese 4:1, as in the paper (App. A.1), here in bytes."""
-
-MANIFEST = "manifest.json"
 
 
 def worlds(settings: MicroworldSettings) -> dict[str, World]:
@@ -63,15 +61,6 @@ def write_microworld(settings: MicroworldSettings, out: Path, advance: Callable[
             written[name] = _write(out / "corpus" / name, texts, budget, reserved[code], advance)
     write_json(out / MANIFEST, {"settings": settings.identity(), "bytes": sum(written.values()), "files": written})
     return written
-
-
-def is_written(settings: MicroworldSettings, out: Path) -> bool:
-    """Whether `out` holds the whole world with these settings."""
-    try:
-        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(manifest, dict) and manifest.get("settings") == settings.identity()
 
 
 def _write(path: Path, texts: Iterator[str], budget: int, search: Search, advance: Callable[[int], None]) -> int:
