@@ -1,7 +1,7 @@
 """How often the interval of the largest difference between sizes covers the truth, on simulated grids of three sizes of
 which the largest scores 0 or 5 points more at every loss. The table of docs/methods.md is this program's output.
 
-    python benchmarks/same_loss_coverage.py --simulations 200 --first-seed 100000
+    python benchmarks/same_loss_coverage.py --simulations 1000 --first-seed 200000
 """
 
 from __future__ import annotations
