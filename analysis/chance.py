@@ -83,7 +83,7 @@ def at_lowest_loss(table: pd.DataFrame, *, loss: str = "loss") -> list[AboveChan
     p_values = holm([_p_value(row) for row in picked])
     results = []
     for row, p_value in zip(picked, p_values, strict=True):
-        low, high = _interval(row)
+        low, high = interval(row)
         results.append(
             AboveChance(
                 str(row["task"]),
@@ -104,7 +104,8 @@ def at_lowest_loss(table: pd.DataFrame, *, loss: str = "loss") -> list[AboveChan
     return results
 
 
-def _interval(row: pd.Series) -> tuple[float, float]:
+def interval(row: pd.Series) -> tuple[float, float]:
+    """95 % interval of one value of a results table over its rows: Wilson's for shares, else ±1.96 standard errors."""
     if row["metric"] in FRACTIONS:
         low, high = wilson_interval(float(row["value"]), float(row["rows"]))
         return float(low), float(high)

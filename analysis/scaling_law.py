@@ -110,7 +110,7 @@ class ScalingLaw:
 
     def loss(self, parameters: float, tokens: float) -> Estimate:
         """The loss of a model of that many parameters after that many tokens."""
-        return _estimate(np.exp(scaling_fit.predict(self.theta, np.log([parameters]), np.log([tokens]))[:, 0]))
+        return over_draws(np.exp(scaling_fit.predict(self.theta, np.log([parameters]), np.log([tokens]))[:, 0]))
 
     def fixed_tokens(self, tokens: float) -> FixedTokens:
         """Eq. 4 at `tokens`: L_inf = E + B/D^beta, N0 = A^(1/alpha), alpha_N = alpha."""
@@ -122,13 +122,13 @@ class ScalingLaw:
         for each draw (1 + draws,)."""
         e, a, alpha, b, beta = self.theta.T
         room = eta - np.exp(e) - np.exp(b - beta * np.log(tokens))
-        return _estimate(_power(a, alpha, room))
+        return over_draws(_power(a, alpha, room))
 
     def tokens_for(self, eta: float | np.ndarray, parameters: float) -> Estimate:
         """The tokens after which a model of that many parameters has a loss of at most `eta`."""
         e, a, alpha, b, beta = self.theta.T
         room = eta - np.exp(e) - np.exp(a - alpha * np.log(parameters))
-        return _estimate(_power(b, beta, room))
+        return over_draws(_power(b, beta, room))
 
     def flops_for(self, eta: float | np.ndarray) -> Optimum:
         """The least 6 N D that reaches `eta`, and its size and tokens.
@@ -140,7 +140,7 @@ class ScalingLaw:
         room = eta - np.exp(e)
         size = _power(a, alpha, room * beta / (alpha + beta))
         tokens = _power(b, beta, room * alpha / (alpha + beta))
-        return Optimum(_estimate(size), _estimate(tokens), _estimate(6 * size * tokens))
+        return Optimum(over_draws(size), over_draws(tokens), over_draws(6 * size * tokens))
 
     def eta_draws(self, eta: float, low: float, high: float, seed: int = 0) -> np.ndarray:
         """A threshold with its 95 % interval as one value a draw (1 + draws,), the threshold itself first: normal on
@@ -157,12 +157,14 @@ def fit(
     points: str = "auto",
     replicates: int = bootstrap.REPLICATES,
     seed: int = 0,
+    drawn_runs: np.ndarray | None = None,
 ) -> ScalingLaw:
     """Fit the law to the checkpoints of a results table.
 
     `points`: ``final`` takes the last checkpoint of each run, ``all`` every one, ``auto`` the final ones if at least
     `MINIMUM_POINTS` runs have one: a cosine schedule lowers the loss at its end, so that earlier checkpoints lie above
-    the law (Hoffmann et al. 2022, section 3.1). Intervals are over draws of whole runs.
+    the law (Hoffmann et al. 2022, section 3.1). Intervals are over draws of whole runs; `drawn_runs`, how often each is
+    drawn, (draws, runs) with the runs in the order of their names, takes the place of `replicates` and `seed`.
     """
     checkpoints = table.drop_duplicates(["grid", "run", "step"])
     final = checkpoints[checkpoints["final"]]
@@ -177,7 +179,9 @@ def fit(
     log_loss = np.log(chosen[loss].to_numpy(dtype=float))
     # Terms at the middle of the grid instead of at one parameter and one token.
     middle_n, middle_d = np.log(n).mean(), np.log(d).mean()
-    weights = bootstrap.multiplicities(len(run), replicates, seed)[:, index].astype(float)
+    if drawn_runs is None:
+        drawn_runs = bootstrap.multiplicities(len(run), replicates, seed)
+    weights = drawn_runs[:, index].astype(float)
     best, draws = scaling_fit.fit(np.log(n) - middle_n, np.log(d) - middle_d, log_loss, weights)
     if reason := _not_identified(best, np.exp(log_loss)):
         return _nothing(parameters, counts, reason)
@@ -187,11 +191,11 @@ def fit(
     residual = scaling_fit.predict(theta[0], np.log(n), np.log(d)) - log_loss
     return ScalingLaw(
         parameters,
-        _estimate(np.exp(theta[:, 0])),
-        _estimate(np.exp(theta[:, 1])),
-        _estimate(theta[:, 2]),
-        _estimate(np.exp(theta[:, 3])),
-        _estimate(theta[:, 4]),
+        over_draws(np.exp(theta[:, 0])),
+        over_draws(np.exp(theta[:, 1])),
+        over_draws(theta[:, 2]),
+        over_draws(np.exp(theta[:, 3])),
+        over_draws(theta[:, 4]),
         float(np.sqrt(np.mean(np.square(residual)))),
         *counts,
         (float(n.min()), float(n.max())),
@@ -229,8 +233,8 @@ def _power(log_factor: np.ndarray, exponent: np.ndarray, room: np.ndarray) -> np
     return np.where(np.isnan(room), np.nan, np.where(room > 0, reached, np.inf))
 
 
-def _estimate(values: np.ndarray) -> Estimate:
-    """The first value with the percentile interval of the others, in which infinite ones count."""
+def over_draws(values: np.ndarray) -> Estimate:
+    """The first of (1 + draws,) values with the percentile interval of the others, in which infinite ones count."""
     drawn = np.sort(values[1:])
     if not len(drawn):
         return Estimate(float(values[0]), float("nan"), float("nan"))

@@ -109,11 +109,12 @@ def thresholds(
     table: pd.DataFrame, *, loss: str = "loss", replicates: int = bootstrap.REPLICATES, seed: int = 0
 ) -> list[Threshold]:
     """The verdict for each task and metric of a results table, against the column `loss`."""
-    return [
-        _threshold(task, str(metric), rows, loss, replicates, seed)
-        for task in in_order(table["task"])
-        for metric, rows in table[table["task"] == task].groupby("metric")
-    ]
+    results = []
+    for task in in_order(table["task"]):
+        for _, rows in table[table["task"] == task].groupby("metric"):
+            drawn = bootstrap.multiplicities(run_ids(rows).nunique(), replicates, seed)
+            results.append(with_fit(rows, drawn, loss=loss)[0])
+    return results
 
 
 def as_table(results: Sequence[Threshold]) -> pd.DataFrame:
@@ -139,24 +140,29 @@ def _too_little(rows: pd.DataFrame, loss: np.ndarray, num_runs: int) -> str:
     return ""
 
 
-def _threshold(task: str, metric: str, rows: pd.DataFrame, column: str, replicates: int, seed: int) -> Threshold:
-    loss = rows[column].to_numpy(dtype=float)
+def with_fit(rows: pd.DataFrame, drawn_runs: np.ndarray, *, loss: str = "loss") -> tuple[Threshold, Fit | None]:
+    """The verdict on the rows of one task and metric, and the fit behind it; None where too little is there for one.
+
+    Args:
+        drawn_runs: how often each run is drawn, (draws, runs), the runs in the order of their names.
+    """
+    losses = rows[loss].to_numpy(dtype=float)
     num_runs = run_ids(rows).nunique()
     found = {item.name: float("nan") for item in fields(Threshold)} | {
         "eta_draws": None,
-        "task": task,
-        "metric": metric,
+        "task": str(rows["task"].iloc[0]),
+        "metric": str(rows["metric"].iloc[0]),
         "verdict": UNDECIDED,
         "num_runs": num_runs,
-        "num_checkpoints": len(loss),
-        "loss_low": float(loss.min()),
-        "loss_high": float(loss.max()),
+        "num_checkpoints": len(losses),
+        "loss_low": float(losses.min()),
+        "loss_high": float(losses.max()),
         "run_effect_grows": False,
     }
-    if reason := _too_little(rows, loss, num_runs):
-        return Threshold(**found | {"reason": reason})
-    fitted = fit(fit_data(rows, column))
-    drawn = draws.replicates(fitted, bootstrap.multiplicities(num_runs, replicates, seed))
+    if reason := _too_little(rows, losses, num_runs):
+        return Threshold(**found | {"reason": reason}), None
+    fitted = fit(fit_data(rows, loss))
+    drawn = draws.replicates(fitted, drawn_runs)
     found |= _accounts(fitted, drawn)
     verdict, reason = _verdict(**{name: found[name] for name in _VERDICT_FROM})
     constant, bic_constant = _constant(fitted.data)
@@ -175,7 +181,7 @@ def _threshold(task: str, metric: str, rows: pd.DataFrame, column: str, replicat
     if verdict == NOT_REACHED:
         weight = 1 / fitted.data.variance
         level = float((weight * fitted.data.excess).sum() / (weight.sum() + 1 / fitted.data.level_sd**2))
-        found |= {"eta_below": float(loss.min()), "height": 0.0, "level": chance + sign * level}
+        found |= {"eta_below": float(losses.min()), "height": 0.0, "level": chance + sign * level}
     elif verdict in (EMERGENT, SMOOTH):
         best = fitted.best(fitted.shapes.emergent if verdict == EMERGENT else fitted.shapes.smooth)
         slope, level = fitted.coefficients(best)
@@ -188,7 +194,7 @@ def _threshold(task: str, metric: str, rows: pd.DataFrame, column: str, replicat
         }
     if not np.isfinite(found["bic_emergent"]):
         found["bic_emergent"] = float("nan")
-    return Threshold(**found | {"verdict": verdict, "reason": reason})
+    return Threshold(**found | {"verdict": verdict, "reason": reason}), fitted
 
 
 def _accounts(fitted: Fit, drawn: draws.Replicates) -> dict[str, float]:

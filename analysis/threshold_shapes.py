@@ -172,6 +172,25 @@ def with_eta(data: Data, eta: np.ndarray, power: np.ndarray, length: np.ndarray)
     return Shapes(eta, power, length, none, family, rise, eta < data.loss.max())
 
 
+def rise_at(data: Data, candidates: Shapes, loss: np.ndarray) -> np.ndarray:
+    """x of each candidate at other losses, (candidates, points) like `loss`: its curve, scaled on the losses of `data`
+    and continued beyond the lowest of them."""
+    low, width = float(data.loss.min()), float(np.ptp(data.loss))
+    eta, power, length, middle = (getattr(candidates, name)[:, None] for name in ("eta", "power", "length", "middle"))
+    position = (loss - low) / width
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        scale = width * length
+        above = np.maximum(0.0, eta - loss)
+        levels = np.expm1(-((above / scale) ** power)) / np.expm1(-(((eta - low) / scale) ** power))
+        odds, least_odds = np.exp((middle - position) / length), np.exp(middle / length)
+        logistic = 1 / (1 + 1 / odds) * (1 + least_odds) / least_odds
+        rounded = np.log1p(odds) / np.log1p(least_odds)
+        powers = (above / (eta - low)) ** power
+    family = candidates.family[:, None]
+    kinds = [(family == WITH_ETA) & np.isfinite(length), family == WITH_ETA, family == EXPONENTIAL, family == LOGISTIC]
+    return np.select(kinds, [levels, powers, np.exp(-position / length), logistic], rounded)
+
+
 def joined(*parts: Shapes) -> Shapes:
     """All candidates of some shapes."""
     names = Shapes.__dataclass_fields__
