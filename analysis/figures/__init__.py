@@ -6,6 +6,7 @@ python -m analysis.figures runs/paper --figure 1
 from __future__ import annotations
 
 from analysis.figures.curves import loss_curves
+from analysis.figures.forecast import forecast
 from analysis.figures.panels import performance
 from analysis.figures.paper import PAPER, draw
 from analysis.figures.published import correlations_beside_the_paper
@@ -27,6 +28,7 @@ __all__ = [
     "axis",
     "correlations_beside_the_paper",
     "draw",
+    "forecast",
     "intervals",
     "loss_curves",
     "loss_words",
