@@ -23,6 +23,7 @@ import pandas as pd
 from analysis import (
     bootstrap,
     findings,
+    forecast_section,
     interactive,
     mapping,
     metric_findings,
@@ -91,6 +92,7 @@ def write_report(
         findings.axes(found.axes, found.critical, drawn.against_compute()),
         sections.correlations(found.correlations, found.primary, drawn.table_2()),
         findings.scaling(found.law, found.shown, drawn.scaling()),
+        forecast_section.section(found.forecast, drawn.forecast()),
     ]
     if curves:
         body.append(page.section("Loss curves", drawn.loss_curves(curves)))
@@ -121,6 +123,7 @@ def _sentences(results: pd.DataFrame, found: Statements) -> list[str]:
         summary.correlation(found.shown_correlations),
         *metric_findings.sentences(found),
         findings.scaling_sentence(found.law, found.shown),
+        forecast_section.sentence(found.forecast),
     ]
     return [sentence for sentence in sentences if sentence]
 

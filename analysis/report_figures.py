@@ -99,6 +99,18 @@ class Drawn:
             "at a higher learning rate checkpoints on the way lie above it.",
         )
 
+    def forecast(self) -> str:
+        """Scores that were forecast and measured; empty without a forecast."""
+        if not self.found.forecast.scores:
+            return ""
+        return self._set(
+            figures.forecast(self.found.forecast),
+            "forecast",
+            "For each large run and task the score that the small runs forecast, and the one that was measured.",
+            "One panel a run held out, of those with the most compute. Blue: what the smaller runs say of its score at "
+            "the end, with the 95 % interval. Orange: the score, with its interval over rows. Dashed: chance.",
+        )
+
     def loss_curves(self, curves: dict[str, pd.DataFrame]) -> str:
         """Training and held-out loss of the runs that have both a curve and a result."""
         sizes = dict(zip(self.table["run"], self.table["size"], strict=True))

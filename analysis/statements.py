@@ -23,6 +23,7 @@ from analysis import (
     correlation,
     critical_scale,
     first_above,
+    forecast,
     same_loss,
     scaling_law,
     table,
@@ -54,6 +55,7 @@ class Statements:
     axes: list[axes.AxisResult]
     critical: list[critical_scale.CriticalScale]
     law: scaling_law.ScalingLaw
+    forecast: forecast.Forecast
     first_above: list[first_above.FirstAbove]
     same_eta: list[comparisons.EtaDifference]
     movements: list[comparisons.Movement]
@@ -73,17 +75,23 @@ class Statements:
     def tables(self) -> dict[str, pd.DataFrame]:
         """Name -> numbers, for the files beside the page."""
         compared = {"same_eta": self.same_eta, "movements": self.movements, "augmented": self.augmented}
-        return {
-            "thresholds": threshold.as_table(self.thresholds),
-            "correlation": correlation.as_table(self.correlations),
-            "same_loss": same_loss.as_table([*self.same_loss, *self.same_in_decay]),
-            "axes": axes.as_table(self.axes),
-            "critical_scale": critical_scale.as_table(self.critical),
-            "scaling_law": _constants(self.law),
-            "first_above": first_above.as_table(self.first_above),
-        } | {
-            name: pd.DataFrame([asdict(result) for result in results]) for name, results in compared.items() if results
-        }
+        return (
+            {
+                "thresholds": threshold.as_table(self.thresholds),
+                "correlation": correlation.as_table(self.correlations),
+                "same_loss": same_loss.as_table([*self.same_loss, *self.same_in_decay]),
+                "axes": axes.as_table(self.axes),
+                "critical_scale": critical_scale.as_table(self.critical),
+                "scaling_law": _constants(self.law),
+                "first_above": first_above.as_table(self.first_above),
+            }
+            | {
+                name: pd.DataFrame([asdict(result) for result in results])
+                for name, results in compared.items()
+                if results
+            }
+            | ({"forecast": forecast.as_table(self.forecast)} if self.forecast.scores else {})
+        )
 
 
 def infer(
@@ -166,6 +174,7 @@ _STEPS: dict[str, Callable[[_Asked, list[threshold.Threshold]], Any]] = {
     "same_loss": lambda it, _: same_loss.compare(it.first, margin=it.margin, **it.drawn),
     "same_in_decay": lambda it, _: _decay(it.first, it.margin, it.drawn),
     "axes": lambda it, _: axes.evaluate(it.first, **it.drawn),
+    "forecast": lambda it, _: forecast.forecast(it.results, **it.drawn),
     "law": lambda it, _: scaling_law.fit(it.results, **it.drawn),
     "first_above": lambda it, _: first_above.first_above(it.results, **it.drawn),
     "movements": lambda it, thresholds: comparisons.earlier_movement(it.results, thresholds, **it.drawn),

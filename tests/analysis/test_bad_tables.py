@@ -13,7 +13,7 @@ import simulated_grids
 from analysis import check, correlation, same_loss, table, threshold
 from tokenizer.cli import UserError
 
-PROGRAMS = ("check", "correlation", "threshold", "same_loss", "axes", "scaling", "critical_scale")
+PROGRAMS = ("check", "correlation", "threshold", "same_loss", "axes", "scaling", "critical_scale", "forecast")
 
 
 def grid():
@@ -115,6 +115,7 @@ NOTHING_TO_SAY = {
             "axes": "not computed: 1 of the 3 runs",
             "scaling": "not fitted: 1 model sizes",
             "critical_scale": "undecided",
+            "forecast": "no forecast from the runs below half of the largest compute",
         },
     ),
     "two runs": (
@@ -138,6 +139,7 @@ NOTHING_TO_SAY = {
             "same_loss": "undecided: the loss is 3 at every checkpoint",
             "axes": "not computed: the loss is 3 at every checkpoint",
             "scaling": "not fitted: the loss is 3 at every checkpoint",
+            "forecast": "no forecast from the runs below half of the largest compute",
         },
     ),
     "constant scores": (
@@ -170,6 +172,7 @@ NOTHING_TO_SAY = {
             "same_loss": "undecided: 2 tokenizers",
             "axes": "not computed: 2 tokenizers",
             "scaling": "not fitted: 2 tokenizers",
+            "forecast": "no forecast .*: 2 tokenizers",
         },
     ),
     "two corpora": (

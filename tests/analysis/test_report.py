@@ -60,8 +60,16 @@ def test_all_files_are_written_and_the_path_is_printed_last(written):
         "critical_scale",
         "scaling_law",
         "first_above",
+        "forecast",
     )
-    drawn = ("performance_against_loss", "performance_against_compute", "correlations", "scaling", "loss_curves")
+    drawn = (
+        "performance_against_loss",
+        "performance_against_compute",
+        "correlations",
+        "scaling",
+        "forecast",
+        "loss_curves",
+    )
     assert {path.name for path in out.iterdir()} == {
         "index.html",
         *(f"{name}.csv" for name in tables),
@@ -95,6 +103,7 @@ def test_the_page_says_what_the_simulation_put_in(written):
     assert re.search(r"Of all axes .* leaves the least of the scores' variance open, [\d.]+ % \[", text)
     assert "At equal loss, models of different sizes score alike (within 0.02, with 95 % certainty) on" in text
     assert re.search(r"By the fitted scaling law, the least compute that crosses a threshold: MMLU .* FLOPs \[", text)
+    assert "Forecast from the 10 runs below half of the largest compute: of the 2 larger runs, the loss at the" in text
     for provenance in ("a" * 64, "b" * 64, "c" * 40, "fp32", "0.4.13", "python -m analysis.report"):
         assert provenance in text
     assert "partial grid" not in text
@@ -136,6 +145,7 @@ def test_sections_that_a_table_cannot_carry_say_why(tmp_path):
         ("Same loss, same performance?", "Not computed: MMLU: "),
         ("Is the threshold the metric's?", "no task has a threshold under two"),
         ("What a loss takes", "No scaling law was fitted: 1 model sizes"),
+        ("Forecast of the large runs", "Not computed from the runs below half of the largest compute: there is none"),
     ):
         assert cause in text.split(heading)[1][:900], heading
 
