@@ -2,8 +2,9 @@
 
 `analysis.load(path)` gives the results table of a grid directory or of anybody's CSV or Parquet file. From a table to
 statements: `threshold`, `first_above`, `comparisons`, `augmented` (where an ability begins), `correlation`,
-`same_loss`, `axes`, `critical_scale`, `scaling` (what performance depends on). `statements` draws all of them at once;
-`figures/`, `interactive`, `sections`, `findings` and `report` show them.
+`same_loss`, `axes`, `critical_scale`, `scaling` (what performance depends on), `forecast` (what small runs foretell of
+large ones). `statements` draws all of them at once; `figures/`, `interactive`, `sections`, `findings` and `report` show
+them.
 """
 
 from __future__ import annotations

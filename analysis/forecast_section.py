@@ -12,6 +12,7 @@ from analysis.forecast import Forecast, TaskForecast
 from analysis.forecast_text import share_words
 from analysis.names import metric_title, task_title
 from analysis.scaling_law import Estimate
+from analysis.summary import count_of
 from analysis.threshold import EMERGENT, NOT_REACHED
 
 TITLE = "Forecast of the large runs"
@@ -25,12 +26,11 @@ def section(result: Forecast, figure: str = "") -> str:
     if result.reason:
         words = f"Not computed from the runs below {share_words(result.below)}: {result.reason}."
         return page.section(TITLE, page.caption(words))
-    cut, held = f"{_flops(result.cut)} FLOPs, 6ND", len(result.losses)
+    cut, held = f"{_flops(result.cut)} FLOPs, 6ND", count_of(len(result.losses), "larger run")
     left_out = f"; {result.num_unfinished} unfinished left out" if result.num_unfinished else ""
     lead = (
         f"<p>Scaling law, thresholds and curves fitted to the {result.num_fitted} runs below "
-        f"{share_words(result.below)} ({cut}{left_out}), beside what the {held} larger runs did. These "
-        "were held out whole, with all their checkpoints.</p>"
+        f"{share_words(result.below)} ({cut}{left_out}), beside what {held} did, held out with all checkpoints.</p>"
     )
     note = (
         "In square brackets 95 % intervals. Of a forecast: for what one new run will be measured to do, over draws of "
@@ -51,10 +51,10 @@ def sentence(result: Forecast) -> str | None:
     if result.reason:
         return None
     known = [it for it in result.scores if np.isfinite(it.score.value)]
+    held = count_of(len(result.losses), "larger run")
     words = (
-        f"Forecast from the {result.num_fitted} runs below {share_words(result.below)}: of the {len(result.losses)} "
-        f"larger runs, the loss at the end lies in its 95 % interval in {_of(result.losses)}, their scores "
-        f"in {_of(known)}."
+        f"Forecast from the {result.num_fitted} runs below {share_words(result.below)}: of {held} the loss at the end "
+        f"lies in its 95 % interval in {_of(result.losses)}, their scores in {_of(known)}."
     )
     by_task = {it.task: [other for other in result.scores if other.task == it.task] for it in result.scores}
     emergent = [task for task, of_task in by_task.items() if of_task[0].verdict == EMERGENT]

@@ -27,8 +27,8 @@ def lines(result: Forecast) -> list[str]:
         return [f"no forecast from the runs below {share}: {result.reason}"]
     unfinished = f"; {result.num_unfinished} not finished, left out" if result.num_unfinished else ""
     told = [
-        f"fitted to the {result.num_fitted} runs below {share} ({result.cut:.1e} FLOPs, 6ND); held out: "
-        f"{len(result.losses)} runs{unfinished}"
+        f"fitted to the {result.num_fitted} runs below {share} ({result.cut:.1e} FLOPs, 6ND), "
+        f"{len(result.losses)} of {result.num_fitted + len(result.losses)} held out{unfinished}"
     ]
     for run in result.losses:
         words = f"{run.forecast.value:.3f} [{run.forecast.low:.3f}, {run.forecast.high:.3f}]"
