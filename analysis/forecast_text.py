@@ -80,4 +80,6 @@ def _between_words(between: tuple[float, float]) -> str:
 
 def _clear_words(it: Estimate) -> str:
     value, low, high = ("never" if np.isinf(at) else count(at) for at in (it.value, it.low, it.high))
-    return "never" if low == "never" else f"from {value} [{low}, {high}] tokens on"
+    if value == "never":
+        return "never" if low == "never" else f"never, at the earliest from {low} tokens on"
+    return f"from {value} [{low}, {high}] tokens on"
