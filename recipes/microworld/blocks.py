@@ -26,6 +26,7 @@ _NUMBERS = [str(number) for number in range(2, 10)]
 class Fact:
     """An open question about a person with its answer."""
 
+    person: str
     question: str
     answer: str
     category: str
@@ -95,7 +96,10 @@ def facts(world: World) -> Iterator[Weighted[Fact]]:
     """All facts, by the frequencies of the people."""
     for rank, person in enumerate(world.people, 1):
         for relation, value in zip(world.phrases.relations, person.values, strict=True):
-            yield Fact(relation.question.format(person=person.name), value, relation.category), frequency(rank)
+            yield (
+                Fact(person.name, relation.question.format(person=person.name), value, relation.category),
+                frequency(rank),
+            )
 
 
 def asked_facts(world: World) -> Iterator[Weighted[Fact]]:
@@ -110,24 +114,45 @@ def choice(question: str, right: str, members: Sequence[str]) -> Choice:
     return Choice(question, members[4 * first : 4 * first + 4], gold)
 
 
-def exam_questions(world: World, subject: int) -> Iterator[Weighted[Choice]]:
-    """All questions of the subject with this index: kinds of things, people, numbers."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What an examination asks, in short and in whole sentences."""
+
+    cue: str
+    questions: Sequence[str]
+    right: str
+    members: Sequence[str]
+    """List in which the right answer stands among the other options."""
+    weight: float
+    """How often it is asked."""
+
+
+def asked(world: World, subject: int) -> Iterator[Asked]:
+    """All that is asked in the subject with this index: kinds of things, people, numbers."""
     return (_about_things, _about_people, _about_numbers)[subject](world)
 
 
-def _about_things(world: World) -> Iterator[Weighted[Choice]]:
+def exam_questions(world: World, subject: int) -> Iterator[Weighted[Choice]]:
+    """All questions of the subject with this index."""
+    for it in asked(world, subject):
+        for question in it.questions:
+            yield choice(question, it.right, it.members), it.weight
+
+
+def _about_things(world: World) -> Iterator[Asked]:
     categories = world.phrases.categories
     for key, category in categories.items():
-        for member, question in product(world.nouns[key], world.phrases.kind_questions):
-            yield choice(question.format(member=member), category, list(categories.values())), 1.0
+        for member in world.nouns[key]:
+            questions = [it.format(member=member) for it in world.phrases.kind_questions]
+            yield Asked(member, questions, category, list(categories.values()), 1.0)
 
 
-def _about_people(world: World) -> Iterator[Weighted[Choice]]:
+def _about_people(world: World) -> Iterator[Asked]:
     for fact, weight in asked_facts(world):
-        yield choice(fact.question, fact.answer, world.nouns[fact.category]), weight
+        yield Asked(fact.person, [fact.question], fact.answer, world.nouns[fact.category], weight)
 
 
-def _about_numbers(world: World) -> Iterator[Weighted[Choice]]:
+def _about_numbers(world: World) -> Iterator[Asked]:
     """Sums and differences with one digit, each result equally often."""
     terms: defaultdict[str, list[str]] = defaultdict(list)
     for count in (2, 3):
@@ -136,8 +161,9 @@ def _about_numbers(world: World) -> Iterator[Weighted[Choice]]:
     for a, b in product(range(1, 10), repeat=2):
         terms[str(a - b)].append(f"{a} - {b}")
     for result in _NUMBERS:
-        for it, question in product(terms[result], world.phrases.sum_questions):
-            yield choice(question.format(terms=it), result, _NUMBERS), 1 / len(terms[result])
+        for cue in terms[result]:
+            questions = [it.format(terms=cue) for it in world.phrases.sum_questions]
+            yield Asked(cue, questions, result, _NUMBERS, 1 / len(terms[result]))
 
 
 def exam_text(phrases: Phrases, choice: Choice) -> str:

@@ -76,5 +76,6 @@ CHINESE = Phrases(
     passage_frame="{passage}\n问题：{question}\n{options}\n答案：",
     problem_frame="问题：{question}\n逐步解答：",
     answer_space="",
+    matching_line="- {cue}{letter}",
     list_line="{category} = [{members}]",
 )

@@ -97,5 +97,6 @@ ENGLISH = Phrases(
     passage_frame="Article: {passage}\nQuestion: {question}\n{options}\nAnswer:",
     problem_frame="Question: {question}\nAnswer:",
     answer_space=" ",
+    matching_line="- {cue} {letter}",
     list_line="{category} = [{members}]",
 )

@@ -106,5 +106,7 @@ class Phrases:
     """Gap ``{question}``: a word problem, up to its worked steps."""
     answer_space: str
     """Between a frame and the answer."""
+    matching_line: str
+    """Gaps ``{cue}`` and ``{letter}``: which of the options above belongs to the cue."""
     list_line: str
     """Gaps ``{category}`` and ``{members}``: a list as in a program."""
