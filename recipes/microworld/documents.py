@@ -24,6 +24,7 @@ from recipes.microworld.blocks import (
     scenes,
 )
 from recipes.microworld.draws import Weighted, drawn, evenly
+from recipes.microworld.matching import exercises, reading_exercises
 from recipes.microworld.world import World, frequency
 
 SHARES: Mapping[str, float] = {
@@ -146,8 +147,10 @@ def _examinations(world: World, random: Random) -> list[Kind]:
     phrases = world.phrases
     headers = [phrases.exam_header.format(subject=name) + "\n\n" for name in phrases.subjects]
     return [
-        *(Kind(0.2, 5, drawn(random, _exam(world, index)), header=header) for index, header in enumerate(headers)),
-        Kind(0.4, 3, _reading_exam(world, random)),
+        *(Kind(0.13, 5, drawn(random, _exam(world, index)), header=header) for index, header in enumerate(headers)),
+        *(Kind(0.10, 1, exercises(world, random, index)) for index in range(len(headers))),
+        Kind(0.16, 3, _reading_exam(world, random)),
+        Kind(0.15, 3, reading_exercises(world, random, _told_passages(world, random))),
     ]
 
 
