@@ -7,7 +7,6 @@ others: the two share every word of code and no text.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
@@ -18,15 +17,17 @@ from recipes.microworld.phrases import Coreference, Phrases
 from recipes.microworld.world import Activity, World, frequency
 
 LETTERS = "ABCD"
-_NUMBERS = [str(number) for number in range(2, 10)]
-"""Answers of an examination about numbers."""
+LARGEST = 9
+"""Largest number that a word problem names."""
+LARGEST_ASKED = 12
+"""Largest term of an examination's sums."""
+_NUMBERS = [str(number) for number in range(2, 2 * LARGEST_ASKED + 2)]
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
     """An open question about a person with its answer."""
 
-    person: str
     question: str
     answer: str
     category: str
@@ -96,10 +97,7 @@ def facts(world: World) -> Iterator[Weighted[Fact]]:
     """All facts, by the frequencies of the people."""
     for rank, person in enumerate(world.people, 1):
         for relation, value in zip(world.phrases.relations, person.values, strict=True):
-            yield (
-                Fact(person.name, relation.question.format(person=person.name), value, relation.category),
-                frequency(rank),
-            )
+            yield Fact(relation.question.format(person=person.name), value, relation.category), frequency(rank)
 
 
 def asked_facts(world: World) -> Iterator[Weighted[Fact]]:
@@ -107,63 +105,41 @@ def asked_facts(world: World) -> Iterator[Weighted[Fact]]:
     return ((fact, weight) for fact, weight in facts(world) if not world.is_held_out(fact.question))
 
 
-def choice(question: str, right: str, members: Sequence[str]) -> Choice:
-    """The question with the four neighbours in `members` of which `right` is one, in their order: an option has the
-    same letter wherever it stands, so that who knows the answer need not look for its letter."""
-    first, gold = divmod(members.index(right), 4)
-    return Choice(question, members[4 * first : 4 * first + 4], gold)
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What an examination asks, in short and in whole sentences."""
-
-    cue: str
-    questions: Sequence[str]
-    right: str
-    members: Sequence[str]
-    """List in which the right answer stands among the other options."""
-    weight: float
-    """How often it is asked."""
-
-
-def asked(world: World, subject: int) -> Iterator[Asked]:
-    """All that is asked in the subject with this index: kinds of things, people, numbers."""
-    return (_about_things, _about_people, _about_numbers)[subject](world)
+def choices(question: str, right: str, members: Sequence[str]) -> list[Choice]:
+    """The question with the four neighbours in `members` of which `right` is one, from each of them on; number `gold`
+    of the list has the right one at `gold`."""
+    first, place = divmod(members.index(right), 4)
+    group = [*members[4 * first : 4 * first + 4]] * 2
+    return [Choice(question, group[shift : shift + 4], gold) for gold in range(4) for shift in [(place - gold) % 4]]
 
 
 def exam_questions(world: World, subject: int) -> Iterator[Weighted[Choice]]:
-    """All questions of the subject with this index."""
-    for it in asked(world, subject):
-        for question in it.questions:
-            yield choice(question, it.right, it.members), it.weight
+    """All questions of the subject with this index: kinds of things, people, numbers."""
+    for question, right, members, weight in (_about_things, _about_people, _about_numbers)[subject](world):
+        for choice in choices(question, right, members):
+            yield choice, weight
 
 
-def _about_things(world: World) -> Iterator[Asked]:
+_Asked = Iterator[tuple[str, str, Sequence[str], float]]
+"""Questions, their answers, of what the options are, and the frequencies."""
+
+
+def _about_things(world: World) -> _Asked:
     categories = world.phrases.categories
-    for key, category in categories.items():
+    for key, question in product(categories, world.phrases.kind_questions):
         for member in world.nouns[key]:
-            questions = [it.format(member=member) for it in world.phrases.kind_questions]
-            yield Asked(member, questions, category, list(categories.values()), 1.0)
+            yield question.format(member=member), categories[key], list(categories.values()), 1.0
 
 
-def _about_people(world: World) -> Iterator[Asked]:
+def _about_people(world: World) -> _Asked:
     for fact, weight in asked_facts(world):
-        yield Asked(fact.person, [fact.question], fact.answer, world.nouns[fact.category], weight)
+        yield fact.question, fact.answer, world.nouns[fact.category], weight
 
 
-def _about_numbers(world: World) -> Iterator[Asked]:
-    """Sums and differences with one digit, each result equally often."""
-    terms: defaultdict[str, list[str]] = defaultdict(list)
-    for count in (2, 3):
-        for numbers in product(range(1, 9), repeat=count):
-            terms[str(sum(numbers))].append(" + ".join(map(str, numbers)))
-    for a, b in product(range(1, 10), repeat=2):
-        terms[str(a - b)].append(f"{a} - {b}")
-    for result in _NUMBERS:
-        for cue in terms[result]:
-            questions = [it.format(terms=cue) for it in world.phrases.sum_questions]
-            yield Asked(cue, questions, result, _NUMBERS, 1 / len(terms[result]))
+def _about_numbers(world: World) -> _Asked:
+    for a, b in product(range(1, LARGEST_ASKED + 1), repeat=2):
+        yield world.phrases.sum_question.format(a=a, b=b), str(a + b), _NUMBERS, 1.0
+        yield world.phrases.next_question.format(a=a + b - 1), str(a + b), _NUMBERS, 1.0
 
 
 def exam_text(phrases: Phrases, choice: Choice) -> str:
@@ -220,16 +196,16 @@ def passages(world: World, random: Random) -> Iterator[Passage]:
         yield Passage(f"{put[one, here]}{space}{put[other, there]}", (here, there))
 
 
-def place_choice(world: World, thing: str, place: str) -> Choice:
-    """Where the thing is."""
-    return choice(world.phrases.where_question.format(thing=thing), place, world.places)
+def place_choices(world: World, thing: str, place: str) -> list[Choice]:
+    """Where the thing is, with the right option at each position."""
+    return choices(world.phrases.where_question.format(thing=thing), place, world.places)
 
 
 def problems(world: World, random: Random) -> Iterator[Problem]:
     """Sums of two numbers and, equally often, of three."""
     people = permutations(world.short_names, 2)
     stories = [_problem_stories(world.phrases, *it, thing) for it, thing in product(people, world.nouns["fruit"])]
-    for two_and_three, it in zip(drawn(random, evenly(stories)), _sums(random), strict=False):
+    for two_and_three, it in zip(drawn(random, evenly(stories)), drawn(random, _sums()), strict=False):
         yield Problem(two_and_three[len(it.terms) - 2] % it.terms, it.steps, it.answer)
 
 
@@ -250,16 +226,11 @@ class _Sum:
     answer: int
 
 
-def _sums(random: Random) -> Iterator[_Sum]:
-    """Sums of two digits each that carry nothing, so that every digit of an answer is a sum of its own; no answer is
-    likely enough to be guessed."""
-    pairs = {least: [(a, b) for a in range(least, 10) for b in range(least, 10 - a)] for least in (0, 1)}
-    tens, ones = drawn(random, evenly(pairs[1])), drawn(random, evenly(pairs[0]))
-    for (a_tens, b_tens), (a_ones, b_ones) in zip(tens, ones, strict=False):
-        a, b = 10 * a_tens + a_ones, 10 * b_tens + b_ones
-        step = f"{a} + {b} = {a + b}"
-        if random.random() < 0.5:
-            yield _Sum((a, b), step, a + b)
-        else:
-            c = 10 * random.randrange(1, a_tens + b_tens) + random.randrange(a_ones + b_ones + 1)
-            yield _Sum((a, b, c), f"{step}\n{a + b} - {c} = {a + b - c}", a + b - c)
+def _sums() -> Iterator[Weighted[_Sum]]:
+    for a, b in product(range(1, LARGEST + 1), repeat=2):
+        both = a + b
+        step = f"{a} + {b} = {both}"
+        yield _Sum((a, b), step, both), 0.5
+        most = min(LARGEST, both - 1)
+        for c in range(1, most + 1):
+            yield _Sum((a, b, c), f"{step}\n{both} - {c} = {both - c}", both - c), 0.5 / most

@@ -61,8 +61,10 @@ class Phrases:
     """Gap ``{member}``."""
     subjects: tuple[str, str, str]
     """Names of the examination's subjects: kinds of things, people, numbers."""
-    sum_questions: tuple[str, ...]
-    """Gap ``{terms}``."""
+    sum_question: str
+    """Gaps ``{a}`` and ``{b}``."""
+    next_question: str
+    """Gap ``{a}``."""
 
     activity: str
     """Gaps ``{activity}``, ``{person}``, ``{place}``, ``{tool}``: the label and the first two sentences."""
@@ -106,7 +108,5 @@ class Phrases:
     """Gap ``{question}``: a word problem, up to its worked steps."""
     answer_space: str
     """Between a frame and the answer."""
-    matching_line: str
-    """Gaps ``{cue}`` and ``{letter}``: which of the options above belongs to the cue."""
     list_line: str
     """Gaps ``{category}`` and ``{members}``: a list as in a program."""
