@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -172,3 +173,17 @@ def test_counts():
     for wrong in ("", "B", "-3", "1.2.3M", None, True):
         with pytest.raises(ValueError, match="is no count"):
             parse_count(wrong)
+
+
+def test_the_seeds_of_micro_repeat_a_run_of_micro():
+    """Equal but for the seed, so that their spread is the spread of the micro grid's run."""
+    micro, seeds = grid.load_grid("micro"), grid.load_grid("micro-seeds")
+    assert (seeds.microworld, seeds.tokenizer, seeds.evaluation) == (
+        micro.microworld,
+        micro.tokenizer,
+        micro.evaluation,
+    )
+    repeated = next(run for run in micro.runs if run.name == "261K-8M")
+    for run in seeds.runs:
+        assert dataclasses.replace(run, name=repeated.name, seed=repeated.seed) == repeated
+    assert len({run.seed for run in seeds.runs}) == 3
