@@ -184,3 +184,18 @@ def test_the_seeds_of_micro_repeat_a_run_of_micro():
     settings = [dataclasses.asdict(run.settings) for run in (repeated, *seeds.runs)]
     assert len({it.pop("seed") for it in settings}) == 4
     assert all(it == settings[0] for it in settings)
+
+
+def test_the_search_tries_the_rates_of_micro():
+    """Each size as in the micro grid, at half its rate, at its rate and at twice that."""
+    micro, search = grid.load_grid("micro"), grid.load_grid("micro-search")
+    assert (search.microworld, search.tokenizer) == (micro.microworld, micro.tokenizer)
+    used = {run.name.split("-")[0]: run.settings for run in micro.runs}
+    tried = {size: [] for size in used}
+    for run in search.runs:
+        size = run.name.split("-")[0]
+        tried[size].append(run.settings.learning_rate)
+        changed = ("learning_rate", "tokens", "num_checkpoints")
+        same = {name: getattr(used[size], name) for name in changed}
+        assert dataclasses.replace(run.settings, **same) == used[size]
+    assert tried == {size: [rate / 2, rate, 2 * rate] for size, rate in ((it, used[it].learning_rate) for it in used)}
