@@ -52,6 +52,9 @@ KINDS = {
     "nemo": Kind("nemo", "EMERGENCE_NEMO_VENV", 4500, "about 5 minutes and 3 GB"),
 }
 
+PIP_STEPS = ("Collecting ", "Downloading ", "Building ", "Preparing ", "Installing ")
+"""Beginnings of the lines in which pip says what it is doing."""
+
 NOTICE_SECONDS = 30
 """Off a terminal, the time between two lines of progress."""
 
@@ -150,8 +153,7 @@ def _run(command: list[str], log: Path, lock: int) -> None:
         while process.poll() is None:
             time.sleep(0.2)
             elapsed = time.monotonic() - started
-            lines = log.read_text(errors="replace").splitlines()
-            said = f"  {elapsed:3.0f} s  {lines[-1].strip()[:90] if lines else '':<90}"
+            said = f"  {elapsed:3.0f} s  {last_step(log.read_text(errors='replace'))[:90]:<90}"
             if terminal:
                 print(f"\r{said}", end="", file=sys.stderr, flush=True)
             elif time.monotonic() - noticed > NOTICE_SECONDS:
@@ -169,6 +171,12 @@ def _run(command: list[str], log: Path, lock: int) -> None:
             fail(f"the disk became full while installing into {log.parent}; free some and run this again")
         said = [line for line in text.splitlines() if line.startswith(("ERROR", "Error"))] or text.splitlines()
         fail(f"{' '.join(command[1:4])} failed: {said[-1] if said else 'no output'}; all it said is in {log}")
+
+
+def last_step(log: str) -> str:
+    """What pip is doing, from its output: between two steps it warns of much that tells nobody how far it is."""
+    steps = [line.strip() for line in log.splitlines() if line.strip().startswith(PIP_STEPS)]
+    return steps[-1] if steps else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -104,6 +104,14 @@ def test_a_failing_pip_is_one_line_and_leaves_no_stamp(project, tmp_path, capfd)
     assert not (venv / STAMP).exists() and (venv / UNFINISHED).exists()
 
 
+def test_the_progress_of_a_set_up_is_what_pip_does_and_not_what_it_warns_of():
+    log = "Collecting torch\n  Downloading torch.whl (90 MB)\nWARNING: Location 'x' is ignored\n"
+    assert environment.last_step(log) == "Downloading torch.whl (90 MB)"
+    log += "Installing collected packages: sympy, torch\n    Successfully uninstalled setuptools-66.1.1\n"
+    assert environment.last_step(log).startswith("Installing collected packages")
+    assert environment.last_step("") == ""
+
+
 def said_when_refused(capfd, root: Path, venv: Path) -> str:
     with pytest.raises(SystemExit) as leave:
         set_up(root, venv)
