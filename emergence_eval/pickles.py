@@ -67,6 +67,8 @@ _HARMLESS = frozenset(
 )
 """What of Python itself arguments may hold; everything else of it is refused."""
 
+_GETATTR = ("builtins", "getattr")
+
 _TABLE_NAMES = frozenset([("torch", "device"), ("torch.serialization", "_get_layout")])
 _TABLE_MODULES = ("torch.distributed.", "megatron.core.", "nvidia_resiliency_ext.")
 
@@ -105,6 +107,16 @@ class Inert:
         """What an object of a class without rules of its own would have as attributes."""
         state = self.state[1] if isinstance(self.state, tuple) and len(self.state) == 2 else self.state
         return state if isinstance(state, dict) else {}
+
+
+class _Member(Inert):
+    """A member of an enumeration as Python 3.11.0 to 3.11.3 (Debian 12) write it: ``getattr(class, "name")``."""
+
+    def __init__(self, *arguments: Any) -> None:
+        kinds = [it if isinstance(it, type) else type(it) for it in arguments]
+        if len(kinds) != 2 or arguments[0] is not kinds[0] or not issubclass(kinds[0], Inert) or kinds[1] is not str:
+            refuse(*_GETATTR)
+        super().__init__(*arguments)
 
 
 class _Namespace(argparse.Namespace):
@@ -214,6 +226,8 @@ def _of_arguments(module: str, name: str) -> Any:
     if "." in name:
         # An attribute of a class: what torch.save writes never names one.
         refuse(module, name)
+    if (module, name) == _GETATTR:
+        return type("Member", (_Member,), {})
     if (module, name) == ("torch", "Size"):
         return tuple
     if (module, name) in (("argparse", "Namespace"), ("types", "SimpleNamespace")):
@@ -228,7 +242,7 @@ def _of_arguments(module: str, name: str) -> Any:
 def _of_table(module: str, name: str) -> Any:
     if (module.startswith(_TABLE_MODULES) and "." not in name) or (module, name) in _TABLE_NAMES:
         return inert(name)
-    if (module == "torch" and (name in _DTYPES or name == "Size")) or (module, name) in _HARMLESS:
+    if (module == "torch" and (name in _DTYPES or name == "Size")) or (module, name) in {*_HARMLESS, _GETATTR}:
         return _of_arguments(module, name)
     return refuse(module, name)
 

@@ -6,6 +6,7 @@ import argparse
 import collections
 import contextlib
 import copyreg
+import enum
 import io
 import os
 import pickle
@@ -101,6 +102,23 @@ def test_pickles_that_call_are_refused_by_name(checkpoint, tmp_path, name):
     with pytest.raises(UserError, match=rf"common\.pt is refused: it names .*{message}"):
         sources.open_nemo(checkpoint, None)
     assert not mark.exists() and not (tmp_path / "hf").exists()
+
+
+class OfDebian(pickle.Pickler):
+    """Writes enumerations as Python 3.11.0 to 3.11.3 do; Debian 12 has 3.11.2."""
+
+    def reducer_override(self, it: object) -> object:
+        return (getattr, (type(it), it.name)) if isinstance(it, enum.Enum) else NotImplemented
+
+
+def test_a_table_written_by_another_python_is_read(checkpoint):
+    expected = pickles.read_table(checkpoint / "weights")
+    table = pickle.loads(metadata(checkpoint).read_bytes())
+    with metadata(checkpoint).open("wb") as stream:
+        OfDebian(stream, 4).dump(table)
+    assert b"getattr" in metadata(checkpoint).read_bytes()
+    read = pickles.read_table(checkpoint / "weights")
+    assert list(read.attributes["state_dict_metadata"]) == list(expected.attributes["state_dict_metadata"])
 
 
 def test_the_pickles_of_this_test_do_harm(tmp_path):
