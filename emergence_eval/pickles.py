@@ -113,10 +113,11 @@ class _Member(Inert):
     """A member of an enumeration as Python 3.11.0 to 3.11.3 (Debian 12) write it: ``getattr(class, "name")``."""
 
     def __init__(self, *arguments: Any) -> None:
-        kinds = [it if isinstance(it, type) else type(it) for it in arguments]
-        if len(kinds) != 2 or arguments[0] is not kinds[0] or not issubclass(kinds[0], Inert) or kinds[1] is not str:
-            refuse(*_GETATTR)
-        super().__init__(*arguments)
+        match arguments:
+            case (type() as kind, str()) if issubclass(kind, Inert):
+                super().__init__(*arguments)
+            case _:
+                refuse(*_GETATTR)
 
 
 class _Namespace(argparse.Namespace):
@@ -242,7 +243,8 @@ def _of_arguments(module: str, name: str) -> Any:
 def _of_table(module: str, name: str) -> Any:
     if (module.startswith(_TABLE_MODULES) and "." not in name) or (module, name) in _TABLE_NAMES:
         return inert(name)
-    if (module == "torch" and (name in _DTYPES or name == "Size")) or (module, name) in {*_HARMLESS, _GETATTR}:
+    of_torch = module == "torch" and (name in _DTYPES or name == "Size")
+    if of_torch or (module, name) in _HARMLESS or (module, name) == _GETATTR:
         return _of_arguments(module, name)
     return refuse(module, name)
 

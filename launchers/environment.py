@@ -175,8 +175,8 @@ def _run(command: list[str], log: Path, lock: int) -> None:
 
 def last_step(log: str) -> str:
     """What pip is doing, from its output: between two steps it warns of much that tells nobody how far it is."""
-    steps = [line.strip() for line in log.splitlines() if line.strip().startswith(PIP_STEPS)]
-    return steps[-1] if steps else ""
+    lines = (line.strip() for line in reversed(log.splitlines()))
+    return next((line for line in lines if line.startswith(PIP_STEPS)), "")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
