@@ -25,6 +25,7 @@ def architecture(settings: RunSettings) -> dict[str, Any]:
         "num_attention_heads": settings.num_attention_heads,
         "num_query_groups": settings.num_query_groups,
         "kv_channels": settings.kv_channels,
+        "qk_layernorm": settings.qk_layernorm,
         "normalization": "RMSNorm",
         "layernorm_epsilon": settings.layernorm_epsilon,
         "gated_linear_unit": True,

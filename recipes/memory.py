@@ -99,7 +99,8 @@ def parameter_count(settings: RunSettings, stage: Stage) -> int:
 def _shape(settings: RunSettings) -> tuple[int, ...]:
     query = settings.num_attention_heads * settings.kv_channels
     key_value = settings.num_query_groups * settings.kv_channels
-    widths = (settings.hidden_size, query, key_value, settings.ffn_hidden_size, settings.padded_vocab_size)
+    head_norm = settings.kv_channels if settings.qk_layernorm else 0
+    widths = (settings.hidden_size, query, key_value, head_norm, settings.ffn_hidden_size, settings.padded_vocab_size)
     return settings.tensor_parallel, *widths
 
 
@@ -110,6 +111,7 @@ def _sizes(
     hidden: int,
     query: int,
     key_value: int,
+    head_norm: int,
     feed_forward: int,
     vocabulary: int,
     layers: int,
@@ -120,6 +122,7 @@ def _sizes(
         hidden,
         hidden * (query + 2 * key_value) // tensor,
         query * hidden // tensor,
+        *([head_norm] * 2 if head_norm else []),
         hidden,
         hidden * 2 * feed_forward // tensor,
         feed_forward * hidden // tensor,
@@ -192,9 +195,9 @@ def layer_activation_bytes(settings: RunSettings) -> int:
         # Both norms' inputs, which the residual stream keeps, and their outputs, the linear layers' inputs.
         2 * wide * hidden / sequence
         + 2 * narrow * hidden / sequence
-        # It and the rotated queries and keys.
+        # It and the rotated queries and keys, with norms of their own the normed ones too.
         + wide * projected
-        + wide * (query + key_value)
+        + wide * (query + key_value) * (2 if settings.qk_layernorm else 1)
         # Attention's output, for itself and as the next layer's input, and its fp32 log-sum-exp.
         + (wide if narrow == wide else wide + narrow) * query
         + 4 * settings.num_attention_heads / tensor

@@ -37,11 +37,14 @@ def layer_spec(
 ) -> ModuleSpec | TransformerBlockSubmodules:
     """What the layers of this rank's model chunk are made of: Transformer Engine's on a GPU, local ones without."""
     if cpu.has_gpu():
-        return get_gpt_layer_with_transformer_engine_spec()
+        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=settings.qk_layernorm)
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
     layer = spec.submodules
     layer.input_layernorm = layer.pre_mlp_layernorm = RMSNorm
-    layer.self_attention.submodules.core_attention = TorchAttention
+    attention = layer.self_attention.submodules
+    attention.core_attention = TorchAttention
+    if settings.qk_layernorm:
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
     layer.mlp.submodules.activation_func = SwiGLU
     layers = [spec] * get_num_layers_to_build(config, chunk)
     if settings.precision == "fp8-emulated":

@@ -118,6 +118,9 @@ class RunSettings:
     """Share of each head's dimensions that rotary embedding turns."""
     rotary_base: int = 10000
     """Base of the rotary frequencies. *Ours*: not reported."""
+    qk_layernorm: bool = False
+    """RMSNorm over each head of queries and of keys (Dehghani et al. 2023, section 2; the norm of Qwen 3): attention
+    is neither too flat nor too sharp whatever the width. Not in the paper's models."""
     layernorm_epsilon: float = 1e-5
     """RMSNorm's epsilon. *Ours*: not reported."""
     init_std: float = 0.02
@@ -304,8 +307,12 @@ class RunSettings:
         key_value = 2 * self.num_query_groups * self.kv_channels
         attention = self.hidden_size * (query + key_value) + query * self.hidden_size
         feed_forward = 3 * self.hidden_size * self.ffn_hidden_size
-        norms = 2 * self.hidden_size
-        return self.num_layers * (attention + feed_forward + norms) + self.hidden_size
+        return self.num_layers * (attention + feed_forward) + self._parameters_norms
+
+    @property
+    def _parameters_norms(self) -> int:
+        a_layer = 2 * self.hidden_size + (2 * self.kv_channels if self.qk_layernorm else 0)
+        return self.num_layers * a_layer + self.hidden_size
 
     @property
     def parameters(self) -> int:
@@ -320,8 +327,7 @@ class RunSettings:
         """Training FLOPs of all matrix products over `tokens` tokens, a multiply-add counting two and the
         backward pass twice the forward: the layers, the output layer, and causal attention's QKᵀ and AV,
         whose mean context is (s+1)/2 (as PaLM, Chowdhery et al. 2022, App. B, but causal)."""
-        norms = self.num_layers * 2 * self.hidden_size + self.hidden_size
-        matrices = self.parameters_non_embedding - norms + self.vocab_size * self.hidden_size
+        matrices = self.parameters_non_embedding - self._parameters_norms + self.vocab_size * self.hidden_size
         query = self.num_attention_heads * self.kv_channels
         attention = self.num_layers * 2 * query * (self.sequence_length + 1) / 2
         return 6.0 * (matrices + attention) * tokens
