@@ -64,8 +64,9 @@ TEXT = (
 TRUTH = ("higher_is_better", "final", "decay")
 """Columns of true and false."""
 
-FRACTIONS = ("acc", "acc_norm", "exact_match")
-"""Metrics that are a share of rows answered correctly: within 0 and 1, with binomial noise."""
+FRACTIONS = ("acc", "acc_norm", "exact_match", "reference_prob")
+"""Metrics that are a share of rows answered correctly: within 0 and 1, with binomial noise. The last is the share
+expected of a model that is sampled; a mean of probabilities varies no more than a share that is as large does."""
 
 PAPER_METRICS = ("acc", "exact_match", "correct_choice_prob", "brier")
 """The metrics of Du et al. 2024 (sections 2 and 3.2)."""
@@ -87,7 +88,7 @@ OPTIONS = {"hellaswag": 4, "race": 4, "mmlu": 4, "ceval": 4, "winogrande": 2, "c
 """Options of the paper's choice tasks (Du et al. 2024, Table 6) in which every row has as many; C3 has 2 to 4."""
 
 _CHOICE = ("acc", "acc_norm", "correct_choice_prob")
-_OPEN = ("exact_match", "f1")
+_OPEN = ("exact_match", "reference_prob", "f1")
 
 
 def chance_levels(table: pd.DataFrame, given: dict[str, float]) -> pd.Series:

@@ -29,6 +29,7 @@ METRIC_TITLES = {
     "acc": "accuracy",
     "acc_norm": "accuracy (by length)",
     "exact_match": "exact match",
+    "reference_prob": "probability of the reference answer",
     "f1": "F1",
     "correct_choice_prob": "CorrectChoiceProb",
     "brier": "Brier score",

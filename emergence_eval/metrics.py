@@ -106,9 +106,25 @@ def _mean_without(values: Sequence[float], left_out: int) -> float:
     return math.fsum(value for i, value in enumerate(values) if i != left_out) / (len(values) - 1)
 
 
-def reference_score(loglikelihood: float, tokens: int, vocabulary: int | None = None) -> Score:
-    """Log-likelihood per token (nats) of an open question's reference answer."""
-    return Score(loglikelihood / max(tokens, 1), -math.log(vocabulary) if vocabulary else math.nan)
+def reference_scores(loglikelihood: float, tokens: int, vocabulary: int | None = None) -> dict[str, Score]:
+    """The scores of an open row's reference answer.
+
+    Args:
+        loglikelihood: of the whole answer, nats.
+        tokens: its length as it was scored.
+        vocabulary: entries of the tokenizer, for the chance level of the log-likelihood.
+
+    Returns:
+        reference_prob: the answer's probability, which is how often a model that is sampled gives it word for word:
+        exact match without its threshold. Chance is taken as 0, as exact match's is, though it is vocabulary^-tokens;
+        loglikelihood_per_token: nats.
+    """
+    return {
+        "reference_prob": Score(math.exp(loglikelihood), 0.0),
+        "loglikelihood_per_token": Score(
+            loglikelihood / max(tokens, 1), -math.log(vocabulary) if vocabulary else math.nan
+        ),
+    }
 
 
 def expected_calibration_error(confidences: Sequence[float], correct: Sequence[float], bins: int = ECE_BINS) -> float:

@@ -16,7 +16,7 @@ from lm_eval.tasks import TaskManager
 
 from emergence_eval.definitions import TASKS, TaskDefinition
 from emergence_eval.fewshot import FittedTask, Window
-from emergence_eval.metrics import LOWER_IS_BETTER, Score, calibration, choice_scores, reference_score
+from emergence_eval.metrics import LOWER_IS_BETTER, Score, calibration, choice_scores, reference_scores
 from emergence_eval.readers.files import LETTERS
 from emergence_eval.results import Metric, RowScore, TaskResult, mean_with_error
 
@@ -124,8 +124,8 @@ def _choice_scores(model: TemplateLM, task: FittedTask, samples: Sequence[Sample
 
 
 def _open_scores(model: TemplateLM, task: FittedTask, samples: Sequence[Sample]) -> list[dict[str, Score]]:
-    """The harness's scores of the generated answers, and the log-likelihood of the reference answer behind the same
-    prompt: one request a row more."""
+    """The harness's scores of the generated answers, and those of the reference answer behind the same prompt: one
+    request a row more."""
     pairs = [(sample["arguments"][0][0], task.reference(sample["doc"])) for sample in samples]
     requests = [
         Instance(request_type="loglikelihood", doc=sample["doc"], arguments=pair, idx=0, metadata=(None, i, 1))
@@ -136,7 +136,7 @@ def _open_scores(model: TemplateLM, task: FittedTask, samples: Sequence[Sample])
     names = list(task.aggregation())
     return [
         {name: Score(float(sample[name]), 0.0) for name in names}
-        | {"loglikelihood_per_token": reference_score(float(likelihood), _num_tokens(task, pair), vocabulary)}
+        | reference_scores(float(likelihood), _num_tokens(task, pair), vocabulary)
         for sample, pair, (likelihood, _) in zip(samples, pairs, likelihoods, strict=True)
     ]
 

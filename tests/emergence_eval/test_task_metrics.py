@@ -98,11 +98,15 @@ def test_open_tasks_have_f1_and_the_likelihood_of_the_reference(tasks):
     result, rows, model = evaluate(
         tasks, "gsm8k", likelihood=lambda context, text: -0.5 * len(text), text=lambda context: "The answer is 1,201."
     )
-    assert list(result.metrics) == ["exact_match", "f1", "loglikelihood_per_token"]
+    assert list(result.metrics) == ["exact_match", "f1", "reference_prob", "loglikelihood_per_token"]
     assert result.metrics["exact_match"].value == 0.25
     assert 0.25 < result.metrics["f1"].value < 1
     assert result.metrics["f1"].chance == 0.0
     assert result.metrics["loglikelihood_per_token"].value == -0.5
+    # A token a character: e to the -0.5 times the length of each of the four solutions.
+    lengths = [len(text) for _, text in model.asked[4:]]
+    assert result.metrics["reference_prob"].value == pytest.approx(sum(math.exp(-0.5 * it) for it in lengths) / 4)
+    assert result.metrics["reference_prob"].chance == 0.0
     assert result.metrics["loglikelihood_per_token"].chance == pytest.approx(-math.log(100))
     assert all(row.loglikelihoods == [] for row in rows)
     # One request a row beside the generation, with its prompt and the worked solution.
@@ -137,7 +141,7 @@ def test_a_reference_has_a_letter_or_digit(tasks):
 
 def test_bleu_is_a_metric_of_transliteration_alone(tasks):
     result, *_ = evaluate(tasks, "ipa_transliterate", text=lambda context: "Go.")
-    assert list(result.metrics) == ["exact_match", "f1", "bleu", "loglikelihood_per_token"]
+    assert list(result.metrics) == ["exact_match", "f1", "bleu", "reference_prob", "loglikelihood_per_token"]
 
 
 def test_a_single_row_has_no_standard_error(tasks):
@@ -159,7 +163,7 @@ def test_a_model_that_diverged_has_an_accuracy_and_nothing_else(tasks, tmp_path)
     assert len(rows) == len(CHOICE_METRICS) * result.rows
     write_rows(tmp_path / "rows.parquet", rows)
     result, *_ = evaluate(tasks, "gsm8k", likelihood=lambda context, text: -math.inf)
-    assert list(result.metrics) == ["exact_match", "f1"]
+    assert list(result.metrics) == ["exact_match", "f1", "reference_prob"]
 
 
 def test_an_impossible_option_leaves_its_likelihood_out(tasks):
