@@ -1,9 +1,10 @@
 """Megatron/NeMo weights to a Hugging Face directory that everybody's tools can load, and back.
 
 The model is exactly transformers' Glm architecture: grouped queries, rotary embedding on half of each head,
-SwiGLU, RMSNorm (`emergence_eval.glm_layout`). Tensors are converted one by one in the precision they are kept in: the
-memory that is needed is that of some shards of 0.5 GB, whatever the model's size. The tokenizer is converted with the
-weights. OUT appears when it is whole, and is not made again as long as what it was made of is the same.
+SwiGLU, RMSNorm; or, with norms of queries and keys (qk_layernorm) and rotary embedding on whole heads, exactly Qwen3
+(`emergence_eval.hf_layout`). Tensors are converted one by one in the precision they are kept in: the memory that is
+needed is that of some shards of 0.5 GB, whatever the model's size. The tokenizer is converted with the weights. OUT
+appears when it is whole, and is not made again as long as what it was made of is the same.
 
     python -m emergence_eval.convert nemo-to-hf runs/smoke/small-20480/checkpoints/step_10 /tmp/small-hf
     python -m emergence_eval.convert hf-to-nemo /tmp/small-hf /tmp/small-nemo/step_10
@@ -20,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emergence_eval import hf_files, sources
-from emergence_eval.glm_layout import hf_groups, pairs_from_halves, split_qkv
 from emergence_eval.hf_files import Progress
+from emergence_eval.hf_layout import hf_groups, pairs_from_halves, split_qkv
 from emergence_eval.sources import Source
 from emergence_eval.torch_dist import Weights
 from recipes.checkpoint import CONTEXT, MANIFEST, WEIGHTS
@@ -90,11 +91,14 @@ def to_hf(source: Source, out: Path, progress: Progress = hf_files.nothing, step
 
 
 def _write_config(source: Source, dtype: str, directory: Path) -> None:
-    from transformers import GlmConfig
+    from transformers import GlmConfig, Qwen3Config
 
     model, tokenizer = source.model, source.tokenizer
-    GlmConfig(
-        architectures=["GlmForCausalLM"],
+    rotary = {"rope_type": "default", "rope_theta": float(model.rotary_base)}
+    if not model.qk_layernorm:
+        rotary["partial_rotary_factor"] = model.rotary_percent
+    (Qwen3Config if model.qk_layernorm else GlmConfig)(
+        architectures=[f"{model.architecture}ForCausalLM"],
         vocab_size=tokenizer.vocab_size,
         hidden_size=model.hidden_size,
         intermediate_size=model.ffn_hidden_size,
@@ -102,11 +106,7 @@ def _write_config(source: Source, dtype: str, directory: Path) -> None:
         num_attention_heads=model.num_attention_heads,
         num_key_value_heads=model.num_query_groups,
         head_dim=model.kv_channels,
-        rope_parameters={
-            "rope_type": "default",
-            "rope_theta": float(model.rotary_base),
-            "partial_rotary_factor": model.rotary_percent,
-        },
+        rope_parameters=rotary,
         rms_norm_eps=model.layernorm_epsilon,
         max_position_embeddings=model.seq_length,
         attention_bias=False,
@@ -136,8 +136,8 @@ def _keep_the_rest(source: Source, padding: dict[str, torch.Tensor], directory: 
 
 
 def hf_to_nemo(source: Path, out: Path, progress: Progress = hf_files.nothing) -> Path:
-    """Convert a Hugging Face Glm directory to a NeMo 2.0 one (`weights/`, `context/`) at `out`, which --nemo-ckpt and
-    Megatron-Core read. Raises UserError, and leaves nothing, if it cannot be converted."""
+    """Convert a Hugging Face Glm or Qwen3 directory to a NeMo 2.0 one (`weights/`, `context/`) at `out`, which
+    --nemo-ckpt and Megatron-Core read. Raises UserError, and leaves nothing, if it cannot be converted."""
     if not (source / "config.json").is_file():
         raise UserError(f"{source} is no Hugging Face model (no config.json); give a directory with safetensors")
     from emergence_eval import nemo_writer
@@ -199,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, what, example in (
         ("nemo-to-hf", "a NeMo 2.0 checkpoint directory to a Hugging Face one", "RUN/checkpoints/step_<n>"),
         ("megatron-to-hf", "a Megatron-LM or Megatron-Bridge checkpoint to a Hugging Face directory", "RUN/iter_<n>"),
-        ("hf-to-nemo", "a Hugging Face directory of the Glm architecture to a NeMo 2.0 one", "a directory"),
+        ("hf-to-nemo", "a Hugging Face directory of the Glm or Qwen3 architecture to a NeMo 2.0 one", "a directory"),
     ):
         verb = verbs.add_parser(name, help=what)
         verb.add_argument("checkpoint", type=Path, help=f"the checkpoint, {example}")

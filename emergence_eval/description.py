@@ -1,14 +1,15 @@
-"""The shape of a checkpoint's model, in Megatron-Core's words, and whether transformers' Glm architecture has it.
+"""The shape of a checkpoint's model, in Megatron-Core's words, and which architecture of transformers has it.
 
-NeMo and Megatron-Bridge write Megatron-Core's configuration as YAML; Megatron-LM saves its command line, which
-`from_arguments` translates. What Glm cannot compute is refused by its name. Nothing here loads torch.
+That is Glm, or Qwen3 where queries and keys have norms of their own. NeMo and Megatron-Bridge write Megatron-Core's
+configuration as YAML; Megatron-LM saves its command line, which `from_arguments` translates. What neither can compute
+is refused by its name. Nothing here loads torch.
 """
 
 from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,19 @@ class ModelDescription:
     """Whether the output layer is the embedding."""
     vocab_multiple: int = 128
     """The embedding's rows are the vocabulary rounded up to a multiple of this."""
+    qk_layernorm: bool = False
+    """Whether each head's queries and keys are normed before they are rotated."""
+
+    @property
+    def architecture(self) -> str:
+        """Transformers' name of it, which its classes begin with."""
+        return "Qwen3" if self.qk_layernorm else "Glm"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by their names. `qk_layernorm` only where it is on: what was made of a checkpoint before there
+        was this field is known by the others, and stays valid."""
+        fields = asdict(self)
+        return fields if self.qk_layernorm else {key: it for key, it in fields.items() if key != "qk_layernorm"}
 
     @property
     def rotary_dimensions(self) -> int:
@@ -60,7 +74,6 @@ _UNUSED: dict[str, tuple[Any, ...]] = {
     "seq_len_interpolation_factor": (None, 1, 1.0),
     "num_moe_experts": (None, 0),
     "multi_latent_attention": (False,),
-    "qk_layernorm": (False,),
     "qk_l2_norm": (False,),
     "layernorm_zero_centered_gamma": (False,),
     "apply_residual_connection_post_layernorm": (False,),
@@ -82,7 +95,7 @@ _UNUSED: dict[str, tuple[Any, ...]] = {
 
 def from_config(config: Mapping[str, Any], where: Path | str) -> ModelDescription:
     """The shape that Megatron-Core's configuration gives. Raises UserError naming what is missing from it, or what
-    Glm has not."""
+    neither Glm nor Qwen3 has."""
     if not isinstance(config, Mapping):
         raise UserError(f"{where} does not describe a GPT model: no configuration in it")
     for key, values in _WANTED.items():
@@ -93,7 +106,7 @@ def from_config(config: Mapping[str, Any], where: Path | str) -> ModelDescriptio
     try:
         heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
         tensor = int(config.get("tensor_model_parallel_size") or 1)
-        return ModelDescription(
+        model = ModelDescription(
             num_layers=int(config["num_layers"]),
             hidden_size=hidden,
             ffn_hidden_size=int(config["ffn_hidden_size"]),
@@ -107,15 +120,28 @@ def from_config(config: Mapping[str, Any], where: Path | str) -> ModelDescriptio
             dtype=_dtype(config, where),
             tied=bool(config["share_embeddings_and_output_weights"]),
             vocab_multiple=int(config.get("make_vocab_size_divisible_by") or 128) * tensor,
+            qk_layernorm=bool(config.get("qk_layernorm")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{where} does not describe a GPT model: {error!r}") from None
+    check_rotary(model, where)
+    return model
+
+
+def check_rotary(model: ModelDescription, where: Path | str) -> None:
+    """Raises UserError for norms of queries and keys on heads that are rotated in part, which transformers' models do
+    not have together."""
+    if model.qk_layernorm and model.rotary_percent != 1:
+        raise UserError(
+            f"{where}: rotary_percent is {model.rotary_percent!r} with qk_layernorm; Qwen3, which has these norms, "
+            "turns whole heads: train with rotary_percent 1.0, or without qk_layernorm"
+        )
 
 
 def _check(key: str, value: Any, values: tuple[Any, ...], where: Path | str) -> None:
     if value not in values:
         wanted = " or ".join(repr(it) for it in values if it is not None)
-        raise UserError(f"{where}: {key} is {value!r}; only {wanted} can be converted to the Glm architecture")
+        raise UserError(f"{where}: {key} is {value!r}; only {wanted} can be converted to the Glm or Qwen3 architecture")
 
 
 def _plain(value: Any) -> Any:

@@ -17,7 +17,7 @@ from tokenizer.files import write_json
 if TYPE_CHECKING:
     import torch
 
-    from emergence_eval.glm_layout import Group
+    from emergence_eval.hf_layout import Group
 
 SHARD_BYTES = 1 << 29
 """A file of weights is not larger, unless one tensor is."""

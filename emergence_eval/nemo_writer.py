@@ -1,4 +1,4 @@
-"""A Hugging Face Glm model as a NeMo 2.0 directory, `weights/` + `context/`, a tensor of a layer at a time.
+"""A Hugging Face Glm or Qwen3 model as a NeMo 2.0 directory, `weights/` + `context/`, a tensor of a layer at a time.
 
 torch.distributed.checkpoint writes the weights; its planner is asked for each part when it is to be written, and only
 then the part is read and put together. What our own conversion left beside a model (`nemo/`: the tokenizer as it was,
@@ -12,7 +12,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from torch.distributed.checkpoint.default_planner import create_default_global_s
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, TensorWriteData, WriteItem, WriteItemType
 
-from emergence_eval import glm_layout as layout
 from emergence_eval import hf_files
-from emergence_eval.description import ModelDescription
+from emergence_eval import hf_layout as layout
+from emergence_eval.description import ModelDescription, check_rotary
 from emergence_eval.hf_files import HfTensors, Progress, read_header, read_object
 from recipes.checkpoint import KEY_PREFIX
 from tokenizer.cli import UserError
@@ -46,7 +46,7 @@ _MODULES = ("self_attention.linear_proj", "self_attention.linear_qkv", "mlp.line
 
 @dataclass(frozen=True)
 class HfModel:
-    """A Glm model's directory, opened."""
+    """A Glm or Qwen3 model's directory, opened."""
 
     tensors: HfTensors
     model: ModelDescription
@@ -56,16 +56,24 @@ class HfModel:
 
 
 def read_config(directory: Path, vocab_multiple: int) -> tuple[ModelDescription, int]:
-    """The model that config.json describes, and its vocabulary. Raises UserError naming what is not Glm's."""
+    """The model that config.json describes, and its vocabulary. Raises UserError naming what is not
+    Glm's or Qwen3's."""
     path = directory / "config.json"
     config = read_object(path)
-    for key, wanted in (("model_type", "glm"), ("hidden_act", "silu"), ("attention_bias", False)):
-        if (value := config.get(key, wanted if key != "model_type" else None)) != wanted:
+    if (kind := config.get("model_type")) not in ("glm", "qwen3"):
+        raise UserError(f"{path}: model_type is {kind!r:.80}; only 'glm' and 'qwen3' can be converted to NeMo here")
+    for key, wanted in (("hidden_act", "silu"), ("attention_bias", False), ("use_sliding_window", False)):
+        if (value := config.get(key, wanted)) != wanted:
             raise UserError(f"{path}: {key} is {value!r:.80}; only {wanted!r} can be converted to NeMo here")
-    rope = config.get("rope_parameters") or config
-    if isinstance(rope, dict) and rope.get("rope_type", "default") != "default":
-        raise UserError(f"{path}: rope_type is {rope['rope_type']!r:.80}; only 'default' can be converted to NeMo here")
+    # Transformers 4 called it rope_scaling, and its type type.
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or config
+    if isinstance(rope, dict) and (value := rope.get("rope_type", rope.get("type", "default"))) != "default":
+        raise UserError(f"{path}: rope_type is {value!r:.80}; only 'default' can be converted to NeMo here")
     try:
+        if spare := set(config.get("layer_types") or ()) - {"full_attention"}:
+            raise UserError(f"{path}: layer_types has {spare!r:.80}; only 'full_attention' can be converted here")
+        normed = kind == "qwen3"
+        turned = config.get("partial_rotary_factor", 1.0 if normed else 0.5)
         heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
         dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
         model = ModelDescription(
@@ -76,19 +84,21 @@ def read_config(directory: Path, vocab_multiple: int) -> tuple[ModelDescription,
             num_query_groups=int(config["num_key_value_heads"]),
             kv_channels=int(config.get("head_dim") or hidden // heads),
             layernorm_epsilon=float(config["rms_norm_eps"]),
-            rotary_percent=float(rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 0.5))),
+            rotary_percent=float(rope.get("partial_rotary_factor", turned)),
             rotary_base=_whole(float(rope.get("rope_theta", config.get("rope_theta", 10000.0)))),
             seq_length=int(config["max_position_embeddings"]),
             dtype=dtype,
             tied=bool(config.get("tie_word_embeddings", False)),
             vocab_multiple=vocab_multiple,
+            qk_layernorm=normed,
         )
         vocab_size = int(config["vocab_size"])
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise UserError(f"{path} does not describe a Glm model: {error!r}") from None
+        raise UserError(f"{path} does not describe a {kind.capitalize()} model: {error!r}") from None
+    check_rotary(model, path)
     sizes = (model.num_layers, hidden, model.ffn_hidden_size, heads, model.num_query_groups, model.kv_channels)
     if min(*sizes, vocab_size) < 1 or heads % model.num_query_groups:
-        raise UserError(f"{path} does not describe a Glm model: sizes {sizes}, vocabulary {vocab_size}")
+        raise UserError(f"{path} does not describe a {kind.capitalize()} model: sizes {sizes}, vocabulary {vocab_size}")
     return model, vocab_size
 
 
@@ -97,7 +107,7 @@ def _whole(value: float) -> int | float:
 
 
 def open_model(directory: Path) -> HfModel:
-    """A Glm model's directory. Raises UserError for another model, or weights that are not its own."""
+    """A Glm or Qwen3 model's directory. Raises UserError for another model, or weights that are not its own."""
     record = read_object(directory / "conversion.json") if (directory / "conversion.json").is_file() else {}
     multiple = record.get("vocab_multiple")
     multiple = multiple if type(multiple) is int and 1 <= multiple <= 1 << 20 else 128
@@ -136,7 +146,7 @@ def _padding(directory: Path, model: ModelDescription, vocab_size: int, tensors:
 
 def model_yaml(model: ModelDescription, vocab_size: int, padded: int) -> dict[str, Any]:
     """`context/model.yaml` of a NeMo 2.0 checkpoint."""
-    shape = asdict(model)
+    shape = model.as_dict()
     tied, dtype = shape.pop("tied"), shape.pop("dtype")
     return {
         "_target_": "nemo.collections.llm.gpt.model.base.GPTModel",
@@ -181,28 +191,25 @@ def parts(opened: HfModel) -> Iterator[Part]:
     """The parts of Megatron's tensors in the order in which Hugging Face's lie on the disk."""
     model, tensors, padding = opened.model, opened.tensors, opened.padding
 
-    def one(name: str) -> Callable[[], torch.Tensor]:
-        return lambda: tensors.read(name)
-
     def end(key: str, name: str) -> Callable[[], torch.Tensor]:
         return lambda: torch.cat([tensors.read(name), padding[key]]) if len(padding[key]) else tensors.read(name)
 
-    def fused(prefix: str) -> Callable[[], torch.Tensor]:
-        return lambda: layout.fuse_qkv(*(tensors.read(f"{prefix}.{it}") for it in layout.projections(model)), model)
+    def fused(name: str, theirs: list[str]) -> Callable[[], torch.Tensor]:
+        return lambda: layout.fuse(name, [tensors.read(it) for it in theirs], model)
 
     ends = {layout.EMBEDDING: layout.HF_EMBEDDING} | ({} if model.tied else {layout.OUTPUT: layout.HF_OUTPUT})
     for key, name in ends.items():
         rows = opened.vocab_size + len(padding[key])
         yield key, (rows, model.hidden_size), (0, 0), tensors.dtypes[name], end(key, name)
-    shapes = layout.layer_shapes(model)
+    shapes, counterparts = layout.layer_shapes(model), layout.counterparts(model)
     for index in range(model.num_layers):
-        prefix = f"model.layers.{index}"
         for name, shape in shapes.items():
-            theirs = f"{prefix}.{layout.LAYER_KEYS.get(name, 'self_attn.q_proj.weight')}"
-            make = fused(prefix) if name == layout.QKV else one(theirs)
+            theirs = [f"model.layers.{index}.{it}" for it in counterparts[name]]
             offsets = (index, *(0 for _ in shape))
-            yield f"decoder.layers.{name}", (model.num_layers, *shape), offsets, tensors.dtypes[theirs], make
-    yield layout.NORM, (model.hidden_size,), (0,), tensors.dtypes[layout.HF_NORM], one(layout.HF_NORM)
+            dtype, make = tensors.dtypes[theirs[0]], fused(name, theirs)
+            yield f"decoder.layers.{name}", (model.num_layers, *shape), offsets, dtype, make
+    dtype = tensors.dtypes[layout.HF_NORM]
+    yield layout.NORM, (model.hidden_size,), (0,), dtype, lambda: tensors.read(layout.HF_NORM)
 
 
 class _Planner(SavePlanner):

@@ -11,7 +11,7 @@ emergence_eval/tasks. Results go to eval/step_<n>.json (scores) and eval/step_<n
 beside the run's checkpoints/. What is already evaluated is skipped, and an interrupted evaluation goes on with
 the task where it stopped. Give all checkpoints to one command: data and prompts are prepared once.
 
-Checkpoints that others trained are taken as well, if transformers' Glm architecture is theirs: with NeMo 2
+Checkpoints that others trained are taken as well, if transformers' Glm or Qwen3 architecture is theirs: with NeMo 2
 (--nemo-ckpt), with Megatron-LM or Megatron-Bridge in the format torch_dist (--megatron-ckpt); and any causal language
 model in Hugging Face's form as it is (--hf-ckpt). Nothing that comes with a model is run. What such a checkpoint does
 not tell, its loss above all, is named in the result file.

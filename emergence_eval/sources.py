@@ -11,7 +11,7 @@ import json
 import re
 from argparse import Namespace
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +225,7 @@ def _identity(
     inner = sum(_count(shape) for key, shape in shapes.items() if key.startswith("decoder."))
     ends = 1 if model.tied else 2
     norms = (2 * model.num_layers + 1) * model.hidden_size
+    norms += 2 * model.num_layers * model.kv_channels if model.qk_layernorm else 0
     query = model.num_attention_heads * model.kv_channels
     attention = model.num_layers * 2 * query * (model.seq_length + 1) / 2
     a_token = 6.0 * (inner - norms + vocab_size * model.hidden_size + attention)
@@ -290,9 +291,8 @@ def fingerprint(source: Source) -> str:
     the model is and its tokenizer."""
     if (source.directory / MANIFEST).is_file():
         return sha256_file(source.directory / MANIFEST)
-    return fingerprint_files(
-        source.directory, json.dumps(asdict(source.model), sort_keys=True), source.tokenizer.sha256
-    )
+    model = json.dumps(source.model.as_dict(), sort_keys=True)
+    return fingerprint_files(source.directory, model, source.tokenizer.sha256)
 
 
 def fingerprint_files(directory: Path, *more: str) -> str:

@@ -19,7 +19,7 @@ from commands import REPOSITORY
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GlmConfig, GlmForCausalLM
 
-from emergence_eval import convert, glm_layout, hf_files, nemo_writer, sources
+from emergence_eval import convert, hf_files, hf_layout, nemo_writer, sources
 from emergence_eval.torch_dist import Weights
 from tokenizer.cli import UserError
 
@@ -84,8 +84,8 @@ def test_the_rows_beyond_the_vocabulary_come_back_too(tiny_hf, tmp_path):
 
 def test_queries_keys_and_values_are_put_together_as_they_were_taken_apart(tiny_hf):
     model, _ = nemo_writer.read_config(tiny_hf, 128)
-    fused = torch.randn(glm_layout.layer_shapes(model)[glm_layout.QKV])
-    assert torch.equal(glm_layout.fuse_qkv(*glm_layout.split_qkv(fused, model), model), fused)
+    fused = torch.randn(hf_layout.layer_shapes(model)[hf_layout.QKV])
+    assert torch.equal(hf_layout.fuse_qkv(*hf_layout.split_qkv(fused, model), model), fused)
 
 
 def test_large_models_are_written_in_shards(tiny_hf, tmp_path, monkeypatch):

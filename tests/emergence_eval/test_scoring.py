@@ -171,18 +171,22 @@ def test_no_requests(tiny_hf):
     assert model.generate_until([]) == []
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "gpt2"])
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt_neox", "gpt2"])
 def test_other_architectures(tiny_hf, kind):
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_hf)
     torch.manual_seed(1)
     configurations = {
         "llama": lambda: transformers.LlamaConfig(**SMALL, num_key_value_heads=2),
+        "qwen3": lambda: transformers.Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=8),
         "gpt_neox": lambda: transformers.GPTNeoXConfig(**SMALL),
         "gpt2": lambda: transformers.GPT2Config(
             vocab_size=259, n_embd=32, n_layer=2, n_head=4, n_positions=LENGTH, bos_token_id=1, eos_token_id=1
         ),
     }
     network = transformers.AutoModelForCausalLM.from_config(configurations[kind]()).eval()
+    for name, weight in network.named_parameters():
+        if "q_norm" in name or "k_norm" in name:
+            weight.data.uniform_(0.2, 3.0)
     options = {"pretrained": network, "tokenizer": tokenizer, "max_length": LENGTH, "batch_size": 4}
     model = PrefixLM(Encodings(), **options)
     assert model.shares

@@ -53,7 +53,7 @@ def arguments(settings) -> Namespace:
         untie_embeddings_and_output_weights=True,
         num_experts=None,
         multi_latent_attention=False,
-        qk_layernorm=False,
+        qk_layernorm=settings.qk_layernorm,
         window_size=None,
         mtp_num_layers=None,
         seq_length=settings.sequence_length,

@@ -1,15 +1,16 @@
-"""How Megatron's tensors of a model and those of transformers' Glm correspond, a layer at a time, both ways.
+"""How Megatron's tensors of a model and those of transformers' Glm or Qwen3 correspond, a layer at a time, both ways.
 
-Three things differ in how the weights lie: Megatron fuses queries, keys and values by query group; it rotates the
-two halves of the rotary dimensions against each other where Glm rotates neighbouring pairs; and it pads the
-vocabulary. Megatron may keep a tensor of all layers as one, or one each; norms as layers of their own; SwiGLU's
-halves apart. All of it is planned from shapes, before a tensor is read.
+How the weights lie differs: Megatron fuses queries, keys and values by query group; it rotates the two halves of the
+rotary dimensions against each other, as Qwen3 does, where Glm rotates neighbouring pairs; it has SwiGLU's two halves
+in one, as Glm has, where Qwen3 has one each; and it pads the vocabulary. Megatron may keep a tensor of all layers as
+one, or one each; norms as layers of their own; SwiGLU's halves apart. All of it is planned from shapes, before a
+tensor is read.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -37,14 +38,16 @@ LOCAL_NORMS = {
 }
 """Names of the norms where they are layers of their own, and where Transformer Engine fuses them."""
 
-LAYER_KEYS = {
+_SAME = {
     "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
     "self_attention.linear_proj.weight": "self_attn.o_proj.weight",
+    "self_attention.q_layernorm.weight": "self_attn.q_norm.weight",
+    "self_attention.k_layernorm.weight": "self_attn.k_norm.weight",
     "mlp.linear_fc1.layer_norm_weight": "post_attention_layernorm.weight",
     _FC1: "mlp.gate_up_proj.weight",
     "mlp.linear_fc2.weight": "mlp.down_proj.weight",
 }
-"""Megatron's tensors of a layer that Glm takes as they are, and what it calls them."""
+"""Megatron's tensors of a layer that are taken as they are, and what transformers calls them."""
 
 
 @dataclass(frozen=True)
@@ -63,21 +66,38 @@ def layer_shapes(model: ModelDescription) -> dict[str, Shape]:
         QKV: ((model.num_attention_heads + 2 * model.num_query_groups) * size, hidden),
         "self_attention.linear_qkv.layer_norm_weight": (hidden,),
         "self_attention.linear_proj.weight": (hidden, model.num_attention_heads * size),
+        **{f"self_attention.{it}_layernorm.weight": (size,) for it in ("qk" if model.qk_layernorm else "")},
         "mlp.linear_fc1.layer_norm_weight": (hidden,),
         _FC1: (2 * ffn, hidden),
         "mlp.linear_fc2.weight": (hidden, ffn),
     }
 
 
-def projections(model: ModelDescription) -> dict[str, Shape]:
-    """Glm's tensors of a layer that Megatron fuses."""
-    query = model.num_attention_heads * model.kv_channels
-    key = model.num_query_groups * model.kv_channels
-    return {
-        "self_attn.q_proj.weight": (query, model.hidden_size),
-        "self_attn.k_proj.weight": (key, model.hidden_size),
-        "self_attn.v_proj.weight": (key, model.hidden_size),
-    }
+def counterparts(model: ModelDescription) -> dict[str, dict[str, Shape]]:
+    """What each of Megatron's tensors of a layer is made into: transformers' names and shapes."""
+    hidden, ffn = model.hidden_size, model.ffn_hidden_size
+    query, key = (it * model.kv_channels for it in (model.num_attention_heads, model.num_query_groups))
+    found = {ours: {_SAME[ours]: shape} for ours, shape in layer_shapes(model).items() if ours != QKV}
+    if model.qk_layernorm:
+        found[_FC1] = {f"mlp.{half}_proj.weight": (ffn, hidden) for half in ("gate", "up")}
+    rows = {"q": query, "k": key, "v": key}
+    return {QKV: {f"self_attn.{name}_proj.weight": (it, hidden) for name, it in rows.items()}, **found}
+
+
+def split(name: str, tensor: torch.Tensor, model: ModelDescription) -> Sequence[torch.Tensor]:
+    """The tensors that one of Megatron's is made into, in the order of `counterparts`."""
+    if name == QKV:
+        return split_qkv(tensor, model)
+    return tensor.chunk(len(counterparts(model)[name]))
+
+
+def fuse(name: str, tensors: Sequence[torch.Tensor], model: ModelDescription) -> torch.Tensor:
+    """The inverse of `split`."""
+    import torch
+
+    if name == QKV:
+        return fuse_qkv(*tensors, model)
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
 def pairs_from_halves(weight: torch.Tensor, rotary_dimensions: int) -> torch.Tensor:
@@ -98,11 +118,12 @@ def halves_from_pairs(weight: torch.Tensor, rotary_dimensions: int) -> torch.Ten
 
 
 def split_qkv(fused: torch.Tensor, model: ModelDescription) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Query, key and value projections in Glm's order, from Megatron's rows [groups x (q... q, k, v), hidden]."""
+    """Transformers' query, key and value projections from Megatron's rows [groups x (q... q, k, v), hidden]."""
     heads_per_group = model.num_attention_heads // model.num_query_groups
     groups = fused.view(model.num_query_groups, heads_per_group + 2, model.kv_channels, model.hidden_size)
     query, key, value = groups[:, :-2].flatten(0, 1), groups[:, -2], groups[:, -1]
-    query, key = (pairs_from_halves(it, model.rotary_dimensions) for it in (query, key))
+    if not model.qk_layernorm:
+        query, key = (pairs_from_halves(it, model.rotary_dimensions) for it in (query, key))
     return query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
 
 
@@ -112,7 +133,8 @@ def fuse_qkv(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, model:
 
     size, groups = model.kv_channels, model.num_query_groups
     query, key, value = (it.view(-1, size, model.hidden_size) for it in (query, key, value))
-    query, key = (halves_from_pairs(it, model.rotary_dimensions) for it in (query, key))
+    if not model.qk_layernorm:
+        query, key = (halves_from_pairs(it, model.rotary_dimensions) for it in (query, key))
     parts = [query.view(groups, -1, size, model.hidden_size), key.unsqueeze(1), value.unsqueeze(1)]
     return torch.cat(parts, dim=1).flatten(0, 2)
 
@@ -149,10 +171,11 @@ def _places(weights: Weights, num_layers: int) -> list[dict[str, list[_Place]]]:
 def hf_groups(
     weights: Weights, model: ModelDescription, vocab_size: int, padding: dict[str, torch.Tensor]
 ) -> Iterator[Group]:
-    """The tensors of the Glm model, in the order of its layers, by their Hugging Face names.
+    """The tensors of transformers' model, in the order of its layers, by their Hugging Face names.
 
     The rows beyond the vocabulary are left in `padding` when they are read, by Megatron's keys. Raises
-    UserError, before anything is read, for a tensor that is missing, has another shape, or that Glm has not.
+    UserError, before anything is read, for a tensor that is missing, has another shape, or that its architecture
+    has not.
     """
     layers = _places(weights, model.num_layers)
     wanted = layer_shapes(model)
@@ -176,7 +199,8 @@ def hf_groups(
             found = shapes[0] if len(shapes) == 1 else (sum(it[0] for it in shapes if it), *shapes[0][1:])
             _check_shape(f"{name} of layer {index}", found, shape)
     if spare:
-        raise UserError(f"the weights have {', '.join(sorted(spare)[:3])}, which the Glm architecture has not")
+        names = ", ".join(sorted(spare)[:3])
+        raise UserError(f"the weights have {names}, which the {model.architecture} architecture has not")
     return _groups(weights, model, vocab_size, ends, layers, padding)
 
 
@@ -192,12 +216,15 @@ def _groups(
 
     entries = weights.entries
 
-    def one(name: str, shape: Shape, places: list[_Place]) -> Group:
+    def of_layer(index: int, ours: str, theirs: dict[str, Shape], places: list[_Place]) -> Group:
+        shapes = {f"model.layers.{index}.{name}": shape for name, shape in theirs.items()}
+
         def read() -> dict[str, torch.Tensor]:
             parts = [weights.read(it.key, it.index) for it in places]
-            return {name: parts[0] if len(parts) == 1 else torch.cat(parts)}
+            whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+            return dict(zip(shapes, split(ours, whole, model), strict=True))
 
-        return Group({name: shape}, entries[places[0].key].dtype, read)
+        return Group(shapes, entries[places[0].key].dtype, read)
 
     def end(name: str, key: str) -> Group:
         def read() -> dict[str, torch.Tensor]:
@@ -208,22 +235,12 @@ def _groups(
 
         return Group({name: (vocab_size, model.hidden_size)}, entries[key].dtype, read)
 
-    def attention(name: str, places: list[_Place]) -> Group:
-        def read() -> dict[str, torch.Tensor]:
-            fused = weights.read(places[0].key, places[0].index)
-            return {f"{name}.{key}": it for key, it in zip(projections(model), split_qkv(fused, model), strict=True)}
-
-        shapes = {f"{name}.{key}": shape for key, shape in projections(model).items()}
-        return Group(shapes, entries[places[0].key].dtype, read)
-
     for ours, theirs in ends.items():
         yield end(theirs, ours)
     for index, places in enumerate(layers):
-        name = f"model.layers.{index}"
-        yield attention(name, places[QKV])
-        for ours, theirs in LAYER_KEYS.items():
-            yield one(f"{name}.{theirs}", layer_shapes(model)[ours], places[ours])
-    yield one(HF_NORM, (model.hidden_size,), [_Place(NORM, None)])
+        for ours, theirs in counterparts(model).items():
+            yield of_layer(index, ours, theirs, places[ours])
+    yield Group({HF_NORM: (model.hidden_size,)}, entries[NORM].dtype, lambda: {HF_NORM: weights.read(NORM)})
 
 
 def _missing(key: str) -> UserError:
@@ -236,10 +253,9 @@ def _check_shape(key: str, found: Shape, wanted: Shape) -> None:
 
 
 def hf_shapes(model: ModelDescription, vocab_size: int) -> dict[str, Shape]:
-    """Every tensor of the Glm model."""
+    """Every tensor of transformers' model."""
     shapes = dict.fromkeys([HF_EMBEDDING, *([] if model.tied else [HF_OUTPUT])], (vocab_size, model.hidden_size))
     for index in range(model.num_layers):
-        name = f"model.layers.{index}"
-        shapes |= {f"{name}.{key}": shape for key, shape in projections(model).items()}
-        shapes |= {f"{name}.{LAYER_KEYS[key]}": it for key, it in layer_shapes(model).items() if key in LAYER_KEYS}
+        for theirs in counterparts(model).values():
+            shapes |= {f"model.layers.{index}.{name}": shape for name, shape in theirs.items()}
     return {**shapes, HF_NORM: (model.hidden_size,)}
