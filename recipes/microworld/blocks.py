@@ -7,6 +7,7 @@ others: the two share every word of code and no text.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
@@ -17,11 +18,8 @@ from recipes.microworld.phrases import Coreference, Phrases
 from recipes.microworld.world import Activity, World, frequency
 
 LETTERS = "ABCD"
-LARGEST = 9
-"""Largest number that a word problem names."""
-LARGEST_ASKED = 12
-"""Largest term of an examination's sums."""
-_NUMBERS = [str(number) for number in range(2, 2 * LARGEST_ASKED + 2)]
+_NUMBERS = [str(number) for number in range(2, 10)]
+"""Answers of an examination about numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,41 +103,39 @@ def asked_facts(world: World) -> Iterator[Weighted[Fact]]:
     return ((fact, weight) for fact, weight in facts(world) if not world.is_held_out(fact.question))
 
 
-def choices(question: str, right: str, members: Sequence[str]) -> list[Choice]:
-    """The question with the four neighbours in `members` of which `right` is one, from each of them on; number `gold`
-    of the list has the right one at `gold`."""
-    first, place = divmod(members.index(right), 4)
-    group = [*members[4 * first : 4 * first + 4]] * 2
-    return [Choice(question, group[shift : shift + 4], gold) for gold in range(4) for shift in [(place - gold) % 4]]
+def choice(question: str, right: str, members: Sequence[str]) -> Choice:
+    """The question with the four neighbours in `members` of which `right` is one, in their order: an option has the
+    same letter wherever it stands, so that who knows the answer need not look for its letter."""
+    first, gold = divmod(members.index(right), 4)
+    return Choice(question, members[4 * first : 4 * first + 4], gold)
 
 
 def exam_questions(world: World, subject: int) -> Iterator[Weighted[Choice]]:
     """All questions of the subject with this index: kinds of things, people, numbers."""
-    for question, right, members, weight in (_about_things, _about_people, _about_numbers)[subject](world):
-        for choice in choices(question, right, members):
-            yield choice, weight
+    return (_about_things, _about_people, _about_numbers)[subject](world)
 
 
-_Asked = Iterator[tuple[str, str, Sequence[str], float]]
-"""Questions, their answers, of what the options are, and the frequencies."""
-
-
-def _about_things(world: World) -> _Asked:
+def _about_things(world: World) -> Iterator[Weighted[Choice]]:
     categories = world.phrases.categories
-    for key, question in product(categories, world.phrases.kind_questions):
-        for member in world.nouns[key]:
-            yield question.format(member=member), categories[key], list(categories.values()), 1.0
+    for key, category in categories.items():
+        for member, question in product(world.nouns[key], world.phrases.kind_questions):
+            yield choice(question.format(member=member), category, list(categories.values())), 1.0
 
 
-def _about_people(world: World) -> _Asked:
+def _about_people(world: World) -> Iterator[Weighted[Choice]]:
     for fact, weight in asked_facts(world):
-        yield fact.question, fact.answer, world.nouns[fact.category], weight
+        yield choice(fact.question, fact.answer, world.nouns[fact.category]), weight
 
 
-def _about_numbers(world: World) -> _Asked:
-    for a, b in product(range(1, LARGEST_ASKED + 1), repeat=2):
-        yield world.phrases.sum_question.format(a=a, b=b), str(a + b), _NUMBERS, 1.0
-        yield world.phrases.next_question.format(a=a + b - 1), str(a + b), _NUMBERS, 1.0
+def _about_numbers(world: World) -> Iterator[Weighted[Choice]]:
+    """Sums and differences of two digits, each result equally often."""
+    terms: defaultdict[str, list[str]] = defaultdict(list)
+    for a, b in product(range(1, 10), repeat=2):
+        terms[str(a + b)].append(f"{a} + {b}")
+        terms[str(a - b)].append(f"{a} - {b}")
+    for result in _NUMBERS:
+        for it, question in product(terms[result], world.phrases.sum_questions):
+            yield choice(question.format(terms=it), result, _NUMBERS), 1 / len(terms[result])
 
 
 def exam_text(phrases: Phrases, choice: Choice) -> str:
@@ -196,16 +192,16 @@ def passages(world: World, random: Random) -> Iterator[Passage]:
         yield Passage(f"{put[one, here]}{space}{put[other, there]}", (here, there))
 
 
-def place_choices(world: World, thing: str, place: str) -> list[Choice]:
-    """Where the thing is, with the right option at each position."""
-    return choices(world.phrases.where_question.format(thing=thing), place, world.places)
+def place_choice(world: World, thing: str, place: str) -> Choice:
+    """Where the thing is."""
+    return choice(world.phrases.where_question.format(thing=thing), place, world.places)
 
 
 def problems(world: World, random: Random) -> Iterator[Problem]:
     """Sums of two numbers and, equally often, of three."""
     people = permutations(world.short_names, 2)
     stories = [_problem_stories(world.phrases, *it, thing) for it, thing in product(people, world.nouns["fruit"])]
-    for two_and_three, it in zip(drawn(random, evenly(stories)), drawn(random, _sums()), strict=False):
+    for two_and_three, it in zip(drawn(random, evenly(stories)), _sums(random), strict=False):
         yield Problem(two_and_three[len(it.terms) - 2] % it.terms, it.steps, it.answer)
 
 
@@ -226,11 +222,15 @@ class _Sum:
     answer: int
 
 
-def _sums() -> Iterator[Weighted[_Sum]]:
-    for a, b in product(range(1, LARGEST + 1), repeat=2):
-        both = a + b
+def _sums(random: Random) -> Iterator[_Sum]:
+    """Sums of a number of two digits and one of one digit that carry nothing: no answer is likely enough to be
+    guessed, and who knows the sums of two digits and copies the other digit is right."""
+    pairs = [(a, b) for a in range(1, 9) for b in range(1, 10 - a)]
+    for (one, b), ten in zip(drawn(random, evenly(pairs)), drawn(random, evenly(range(10, 100, 10))), strict=False):
+        a, both = ten + one, ten + one + b
         step = f"{a} + {b} = {both}"
-        yield _Sum((a, b), step, both), 0.5
-        most = min(LARGEST, both - 1)
-        for c in range(1, most + 1):
-            yield _Sum((a, b, c), f"{step}\n{both} - {c} = {both - c}", both - c), 0.5 / most
+        if random.random() < 0.5:
+            yield _Sum((a, b), step, both)
+        else:
+            c = random.randrange(1, one + b + 1)
+            yield _Sum((a, b, c), f"{step}\n{both} - {c} = {both - c}", both - c)

@@ -1,4 +1,4 @@
-"""The Chinese-like language: Chinese sentences around invented words of two characters."""
+"""The Chinese-like language: Chinese sentences around nouns of one character, whatever it means in Chinese."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from random import Random
 
 from recipes.microworld.phrases import Coreference, Phrases, Relation
 
-_CHARACTERS = (
-    "山水火木金土日月星云风雨花草树石河海田林竹兰松桃杏梨米麦豆瓜茶酒"
-    "盐糖牛马羊鸡鱼鸟虎龙车船桥门灯床刀笔书琴棋鼓钟布帽鞋"
+_NOUNS = (
+    "山火木金土日月星云风雨花草树石河海田林竹兰松桃杏梨米麦豆瓜茶酒盐糖牛马羊鸡鱼鸟虎龙车船桥灯床刀笔书琴棋鼓钟布帽鞋冰雪雷电霜露泉井湖溪岛沙洞谷"
+    "峰岭崖坡沟塘柳梅桂荷菊莲藤叶根枝枣橘柿葱姜蒜油醋饼糕粥汤饭肉蛋奶蜜鹅鸭兔狗猫猪鼠猴狼熊鹿象狮豹蛇龟虾蟹蜂蝶蚕燕鹤鹰针线剪锤锯斧犁锄镜梳伞扇壶"
+    "碗盘杯瓶罐桶篮筐袋柜桌椅窗墙瓦砖塔寺亭院村街店铺窑炉锅铲勺筷箭弓剑盾旗鞍轮帆桨锚网绳链铃笛箫筝鼎玉珠银铜铁锡丝棉麻皮毛纸墨砚印画诗歌舞"
 )
-_FAMILY = "王张刘陈杨赵黄周吴徐孙胡"
-_GIVEN = "明芳丽强军敏静磊洋勇"
+"""Characters that no sentence and no name below holds."""
+_FAMILY = "王张刘陈杨赵黄周吴徐孙胡朱高郭何"
+_GIVEN = "明芳丽强军敏静磊洋勇艳杰娟"
+_SHORT_NAMES = 10
 
 
 def _words(random: Random, count: int) -> list[str]:
-    words: dict[str, None] = {}
-    while len(words) < count:
-        words["".join(random.sample(_CHARACTERS, 2))] = None
-    return list(words)
+    return random.sample(_NOUNS, count)
 
 
 def _names(random: Random, count: int) -> tuple[list[str], list[str]]:
     full = [family + given for family in _FAMILY for given in _GIVEN]
-    return random.sample(full, count), ["小" + given for given in _GIVEN]
+    return random.sample(full, count), ["小" + given for given in _GIVEN[:_SHORT_NAMES]]
 
 
 CHINESE = Phrases(
@@ -49,10 +49,9 @@ CHINESE = Phrases(
     ),
     space="",
     kind_statements=("{member}是一种{category}。", "有一种{category}是{member}。"),
-    kind_questions=("{member}是什么？", "{member}属于哪一类？"),
+    kind_questions=("{member}是什么？", "{member}属于哪一类？", "哪一类有{member}？", "什么叫{member}？"),
     subjects=("事物", "人物", "数字"),
-    sum_question="{a} + {b} 是多少？",
-    next_question="{a} 后面是几？",
+    sum_questions=("计算 {terms}，得多少？", "请问 {terms} 是多少？", "哪个数是 {terms}？", "多少等于 {terms}？"),
     activity="{activity}：{person}去{place}。{person}拿{tool}。",
     activity_product="{person}做出{product}。",
     activity_ends=("{person}很高兴。", "{person}回家了。", "{person}睡了。"),

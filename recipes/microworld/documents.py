@@ -18,7 +18,7 @@ from recipes.microworld.blocks import (
     exam_questions,
     exam_text,
     passages,
-    place_choices,
+    place_choice,
     problems,
     scene_text,
     scenes,
@@ -27,14 +27,20 @@ from recipes.microworld.draws import Weighted, drawn, evenly
 from recipes.microworld.world import World, frequency
 
 SHARES: Mapping[str, float] = {
-    "encyclopedia": 0.20,
-    "stories": 0.20,
-    "questions": 0.12,
-    "examinations": 0.32,
-    "problems": 0.12,
+    "encyclopedia": 0.16,
+    "stories": 0.24,
+    "questions": 0.10,
+    "examinations": 0.36,
+    "problems": 0.10,
     "lists": 0.04,
 }
 """Share of each source in the bytes of a language. *Ours*: the paper's sources are other ones."""
+
+SUBJECT_SHARES = (0.3, 0.15, 0.15)
+"""Share of the documents with an examination of each subject; the others have passages with questions."""
+
+PRONOUNS_IN = "zh"
+"""Language whose stories ask what a pronoun stands for, as its coreference task does; the other's repeat the noun."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +98,12 @@ def _kind_statements(world: World) -> Iterator[str]:
 
 def _stories(world: World, random: Random) -> list[Kind]:
     phrases = world.phrases
-    texts = ((scene_text(phrases, scene), weight) for scene, weight in scenes(world, people=True))
-    told = ((text, weight) for text, weight in texts if not world.is_held_out(text))
-    return [Kind(0.5, 5, _events(world, random), "\n"), Kind(0.5, 8, drawn(random, told), "\n")]
+    if phrases.code == PRONOUNS_IN:
+        told = Kind(0.6, 4, drawn(random, evenly(_pronouns(world))))
+    else:
+        texts = ((scene_text(phrases, scene), weight) for scene, weight in scenes(world, people=True))
+        told = Kind(0.6, 8, drawn(random, [it for it in texts if not world.is_held_out(it[0])]), "\n")
+    return [Kind(0.4, 5, _events(world, random), "\n"), told]
 
 
 def _events(world: World, random: Random) -> Iterator[str]:
@@ -113,7 +122,7 @@ def _events(world: World, random: Random) -> Iterator[str]:
 
 def _questions(world: World, random: Random) -> list[Kind]:
     asked = ((_answered(world, fact.question, fact.answer), weight) for fact, weight in asked_facts(world))
-    return [Kind(0.7, 6, drawn(random, asked)), Kind(0.3, 3, _open_reading(world, random))]
+    return [Kind(0.6, 6, drawn(random, asked)), Kind(0.4, 3, _open_reading(world, random))]
 
 
 def _answered(world: World, question: str, answer: str) -> str:
@@ -138,14 +147,11 @@ def _open_reading(world: World, random: Random) -> Iterator[str]:
 
 def _examinations(world: World, random: Random) -> list[Kind]:
     phrases = world.phrases
-    exams = [
-        Kind(0.2, 5, drawn(random, _exam(world, index)), header=phrases.exam_header.format(subject=name) + "\n\n")
-        for index, name in enumerate(phrases.subjects)
-    ]
+    headers = [phrases.exam_header.format(subject=name) + "\n\n" for name in phrases.subjects]
+    exams = zip(SUBJECT_SHARES, headers, strict=True)
     return [
-        *exams,
-        Kind(0.25, 3, _reading_exam(world, random)),
-        Kind(0.15, 4, drawn(random, evenly(_pronouns(world)))),
+        *(Kind(it, 5, drawn(random, _exam(world, i)), header=header) for i, (it, header) in enumerate(exams)),
+        Kind(1 - sum(SUBJECT_SHARES), 3, _reading_exam(world, random)),
     ]
 
 
@@ -161,12 +167,10 @@ def _reading_exam(world: World, random: Random) -> Iterator[str]:
     frame = f"{world.phrases.passage_frame}{world.phrases.answer_space}{{letter}}"
     asked = {}
     for thing, place in product(world.things, world.places):
-        asked[thing, place] = [
-            frame.format(passage="%s", question=it.question, options=it.listed(), letter=it.letter)
-            for it in place_choices(world, thing, place)
-        ]
-    for passage, which in zip(_told_passages(world, random), drawn(random, evenly(range(8))), strict=False):
-        yield asked[passage.spots[which % 2]][which // 2] % passage.text
+        it = place_choice(world, thing, place)
+        asked[thing, place] = frame.format(passage="%s", question=it.question, options=it.listed(), letter=it.letter)
+    for passage, which in zip(_told_passages(world, random), drawn(random, evenly((0, 1))), strict=False):
+        yield asked[passage.spots[which]] % passage.text
 
 
 def _pronouns(world: World) -> Iterator[str]:

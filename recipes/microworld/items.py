@@ -25,7 +25,7 @@ from recipes.microworld.blocks import (
     exam_text,
     facts,
     passages,
-    place_choices,
+    place_choice,
     problems,
     scenes,
 )
@@ -115,10 +115,18 @@ class Items:
         """Passages with a question each."""
         frame = self.world.phrases.passage_frame.partition("\n")[0].replace("{passage}", "{}")
         candidates = islice(passages(self.world, self.random), MOST_DRAWS * count)
-        chosen = taken(count, self._held_out(candidates, lambda it: it.text, frame))
-        return [
-            (it, place_choices(self.world, *self.random.choice(it.spots))[index % 4]) for index, it in enumerate(chosen)
-        ]
+        held_out = self._held_out(candidates, lambda it: it.text, frame)
+        return taken(count, self._asked_by_turns(held_out))
+
+    def _asked_by_turns(self, passages: Iterable[Passage]) -> Iterator[tuple[Passage, Choice]]:
+        """Those that have a thing in the place whose turn it is, with the question for it."""
+        gold = 0
+        for passage in passages:
+            asked = (place_choice(self.world, *spot) for spot in passage.spots)
+            found = next((it for it in asked if it.gold == gold), None)
+            if found:
+                yield passage, found
+                gold = (gold + 1) % 4
 
     def scenes(self, text: Callable[[Scene], str], people: bool) -> list[Scene]:
         """Scenes whose reason holds for the first and the second noun by turns."""
@@ -127,13 +135,15 @@ class Items:
         return taken(self.rows, *(self._held_out(turn, text) for turn in turns))
 
     def exam(self, subject: int) -> list[Choice]:
-        """The questions of one subject, examples first; the subjects share the rows."""
+        """The questions of one subject, examples first: its part of the rows, or fewer where the world has fewer."""
         phrases = self.world.phrases
         found = shuffled(self.random, exam_questions(self.world, subject))
+        held_out = list(self._held_out(found, lambda it: exam_text(phrases, it)))
         # The first test item, behind the examples, has its right option in the first place.
-        turns = [[it for it in found if it.gold == (number - EXAM_EXAMPLES) % 4] for number in range(4)]
-        count = EXAM_EXAMPLES + len(range(subject, self.rows, len(phrases.subjects)))
-        return taken(count, *(self._held_out(turn, lambda it: exam_text(phrases, it)) for turn in turns))
+        turns = [[it for it in held_out if it.gold == (number - EXAM_EXAMPLES) % 4] for number in range(4)]
+        wanted = EXAM_EXAMPLES + len(range(subject, self.rows, len(phrases.subjects)))
+        there = 4 * min(map(len, turns))
+        return taken(max(min(wanted, there), EXAM_EXAMPLES + 1), *map(iter, turns))
 
     def problems(self) -> list[Problem]:
         """Word problems, examples first."""

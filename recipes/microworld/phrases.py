@@ -61,10 +61,8 @@ class Phrases:
     """Gap ``{member}``."""
     subjects: tuple[str, str, str]
     """Names of the examination's subjects: kinds of things, people, numbers."""
-    sum_question: str
-    """Gaps ``{a}`` and ``{b}``."""
-    next_question: str
-    """Gap ``{a}``."""
+    sum_questions: tuple[str, ...]
+    """Gap ``{terms}``."""
 
     activity: str
     """Gaps ``{activity}``, ``{person}``, ``{place}``, ``{tool}``: the label and the first two sentences."""

@@ -12,7 +12,7 @@ from tokenizer.cli import UserError
 MANIFEST = "manifest.json"
 """File of a world's directory that is written last: `identity` under "settings", bytes of text, files."""
 
-GENERATOR = 1
+GENERATOR = 2
 """Version of what is generated: raised with every change by which equal settings give other texts."""
 
 
@@ -28,7 +28,7 @@ class MicroworldSettings:
     megabytes: float = 32.0
     """Documents to write, in 10⁶ bytes of UTF-8 text over both languages."""
     people: int = 300
-    """People of the English-like world; the Chinese-like one has a quarter as many, for a quarter of the tokens."""
+    """People of the English-like world; the Chinese-like one has half as many, for a quarter of the tokens."""
     rows: int = 200
     """Test items of each of the twelve tasks."""
 

@@ -26,7 +26,7 @@ def worlds(settings: MicroworldSettings) -> dict[str, World]:
     """The worlds of both languages by their code."""
     return {
         "en": build_world(ENGLISH, settings.seed, settings.people),
-        "zh": build_world(CHINESE, settings.seed, settings.people // 4),
+        "zh": build_world(CHINESE, settings.seed, settings.people // 2),
     }
 
 
