@@ -120,7 +120,7 @@ class RunSettings:
     """Base of the rotary frequencies. *Ours*: not reported."""
     qk_layernorm: bool = False
     """RMSNorm over each head of queries and of keys (Dehghani et al. 2023, section 2; the norm of Qwen 3): attention
-    is neither too flat nor too sharp whatever the width. Not in the paper's models."""
+    is neither too flat nor too sharp whatever the width. Wants `rotary_percent` 1. Not in the paper's models."""
     layernorm_epsilon: float = 1e-5
     """RMSNorm's epsilon. *Ours*: not reported."""
     init_std: float = 0.02
@@ -248,6 +248,11 @@ class RunSettings:
             raise UserError(
                 f"rotary_percent {self.rotary_percent} of kv_channels {self.kv_channels} is {rotary:g} dimensions; "
                 "rotary embedding turns an even number of them"
+            )
+        if self.qk_layernorm and self.rotary_percent != 1:
+            raise UserError(
+                f"qk_layernorm with rotary_percent {self.rotary_percent} is no architecture that evaluation can convert "
+                "(Qwen 3 turns whole heads); set rotary_percent: 1.0"
             )
 
     def _check_schedule(self) -> None:

@@ -76,6 +76,7 @@ def test_lists_are_swept_and_settings_override_each_other(write):
         ("name: alone", "name: 'a; rm -rf ~'", 13, "cannot name a run"),
         ("  global_batch_size: 4", "  global_batch_size: -4", 12, "global_batch_size is -4; it must be above 0"),
         ("  kv_channels: 16", "  kv_channels: 17", 12, "rotary embedding turns an even number"),
+        ("  kv_channels: 16", "  kv_channels: 16\n  qk_layernorm: true", 13, "set rotary_percent: 1.0"),
         ("  kv_channels: 16", "  kv_channels: 16\n  kv_channels: 32", 8, "'kv_channels' stands here twice"),
         ("  kv_channels: 16", "  kv_channels: [16", 8, "this is no YAML"),
         ("  kv_channels: 16", "  precision: fp4", 12, "precision is 'fp4'; choose one of fp32, bf16"),
