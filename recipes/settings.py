@@ -251,8 +251,8 @@ class RunSettings:
             )
         if self.qk_layernorm and self.rotary_percent != 1:
             raise UserError(
-                f"qk_layernorm with rotary_percent {self.rotary_percent} is no architecture that evaluation can convert "
-                "(Qwen 3 turns whole heads); set rotary_percent: 1.0"
+                f"qk_layernorm with rotary_percent {self.rotary_percent} is no architecture that evaluation can "
+                "convert (Qwen 3 turns whole heads); set rotary_percent: 1.0"
             )
 
     def _check_schedule(self) -> None:
