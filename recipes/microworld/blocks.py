@@ -128,7 +128,7 @@ def _about_people(world: World) -> Iterator[Weighted[Choice]]:
 
 
 def _about_numbers(world: World) -> Iterator[Weighted[Choice]]:
-    """Sums and differences of two digits, each result equally often."""
+    """Sums and differences of two one-digit numbers, each result equally often."""
     terms: defaultdict[str, list[str]] = defaultdict(list)
     for a, b in product(range(1, 10), repeat=2):
         terms[str(a + b)].append(f"{a} + {b}")
@@ -223,8 +223,8 @@ class _Sum:
 
 
 def _sums(random: Random) -> Iterator[_Sum]:
-    """Sums of a number of two digits and one of one digit that carry nothing: no answer is likely enough to be
-    guessed, and who knows the sums of two digits and copies the other digit is right."""
+    """A two-digit number and a one-digit one, added without a carry, and perhaps another taken away. No answer is likely
+    enough to be guessed; who copies the tens and knows the sums of one-digit numbers is right."""
     pairs = [(a, b) for a in range(1, 9) for b in range(1, 10 - a)]
     for (one, b), ten in zip(drawn(random, evenly(pairs)), drawn(random, evenly(range(10, 100, 10))), strict=False):
         a, both = ten + one, ten + one + b
