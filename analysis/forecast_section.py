@@ -8,7 +8,7 @@ import numpy as np
 
 from analysis import page
 from analysis.figures import loss_words, short_count
-from analysis.forecast import Forecast, TaskForecast
+from analysis.forecast_result import Forecast, TaskForecast
 from analysis.forecast_text import share_words
 from analysis.names import metric_title, task_title
 from analysis.scaling_law import Estimate

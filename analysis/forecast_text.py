@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from analysis.forecast_result import Forecast, TaskForecast
 from analysis.names import task_title
 from analysis.scaling_law import Estimate
 from analysis.scaling_text import count, quantity
 from analysis.threshold import EMERGENT
-
-if TYPE_CHECKING:
-    from analysis.forecast import Forecast, TaskForecast
 
 
 def share_words(below: float) -> str:

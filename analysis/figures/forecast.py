@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.figures.style import CHANCE_LINE, STYLE, THRESHOLD
-from analysis.forecast import FinalLoss, Forecast, TaskForecast
+from analysis.forecast_result import FinalLoss, Forecast, TaskForecast
 from analysis.names import metric_title, task_title
 
 FORECAST = "#1f4e79"
