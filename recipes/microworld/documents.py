@@ -27,12 +27,12 @@ from recipes.microworld.draws import Weighted, drawn, evenly
 from recipes.microworld.world import World, frequency
 
 SHARES: Mapping[str, float] = {
-    "encyclopedia": 0.16,
-    "stories": 0.24,
+    "encyclopedia": 0.14,
+    "stories": 0.20,
     "questions": 0.10,
-    "examinations": 0.36,
-    "problems": 0.10,
-    "lists": 0.04,
+    "examinations": 0.34,
+    "problems": 0.12,
+    "lists": 0.10,
 }
 """Share of each source in the bytes of a language. *Ours*: the paper's sources are other ones."""
 

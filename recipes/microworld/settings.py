@@ -12,7 +12,7 @@ from tokenizer.cli import UserError
 MANIFEST = "manifest.json"
 """File of a world's directory that is written last: `identity` under "settings", bytes of text, files."""
 
-GENERATOR = 2
+GENERATOR = 3
 """Version of what is generated: raised with every change by which equal settings give other texts."""
 
 
