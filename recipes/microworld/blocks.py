@@ -223,8 +223,8 @@ class _Sum:
 
 
 def _sums(random: Random) -> Iterator[_Sum]:
-    """A two-digit number and a one-digit one, added without a carry, and perhaps another taken away. No answer is likely
-    enough to be guessed; who copies the tens and knows the sums of one-digit numbers is right."""
+    """A two-digit number and a one-digit one, added without a carry, and perhaps another taken away. No answer is
+    likely enough to be guessed; who copies the tens and knows the sums of one-digit numbers is right."""
     pairs = [(a, b) for a in range(1, 9) for b in range(1, 10 - a)]
     for (one, b), ten in zip(drawn(random, evenly(pairs)), drawn(random, evenly(range(10, 100, 10))), strict=False):
         a, both = ten + one, ten + one + b
