@@ -44,7 +44,7 @@ def make(shape: str, out: Path) -> None:
 
     from emergence_eval import nemo_writer
     from emergence_eval.description import ModelDescription
-    from emergence_eval.glm_layout import EMBEDDING, OUTPUT, hf_shapes
+    from emergence_eval.hf_layout import EMBEDDING, OUTPUT, hf_shapes
 
     grid, name = ("smoke", "large") if shape == "tiny" else ("paper", shape)
     settings = next(run.settings for run in load_grid(grid).runs if run.settings.size == name)
