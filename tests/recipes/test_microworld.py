@@ -144,8 +144,7 @@ def test_a_test_item_in_a_document_is_found(monkeypatch, tmp_path):
     """Without the rule that holds items back, the check of every document must speak up."""
     monkeypatch.setattr(World, "is_held_out", lambda self, text: False)
     monkeypatch.setattr("recipes.microworld.items.Items.is_item", lambda self, text: True)
-    # A word problem hardly ever comes twice: its numbers have two digits.
-    for source in ("stories", "questions", "examinations"):
+    for source in ("stories", "questions", "examinations", "problems"):
         monkeypatch.setattr("recipes.microworld.writing.SHARES", {source: 1.0})
         with pytest.raises(UserError, match=f"a document of {source} holds a test item"):
             write_microworld(
