@@ -176,15 +176,17 @@ def test_counts():
             parse_count(wrong)
 
 
-def test_the_seeds_of_micro_repeat_a_run_of_micro():
-    """Equal but for the seed, so that their spread is the spread of the micro grid's run."""
+def test_the_seeds_of_micro_repeat_its_large_runs():
+    """Equal but for the seed, so that their spread is the spread of the micro grid's runs."""
     micro, seeds = grid.load_grid("micro"), grid.load_grid("micro-seeds")
     for section in ("microworld", "tokenizer", "evaluation"):
         assert getattr(seeds, section) == getattr(micro, section)
-    repeated = next(run for run in micro.runs if run.name == "391K-6M")
-    settings = [dataclasses.asdict(run.settings) for run in (repeated, *seeds.runs)]
-    assert len({it.pop("seed") for it in settings}) == 3
-    assert all(it == settings[0] for it in settings)
+    for name in ("391K-6M", "695K-6M", "1.1M-5M"):
+        repeated = [run for run in seeds.runs if run.name.startswith(f"{name}-seed")]
+        settings = [dataclasses.asdict(run.settings) for run in (micro.run(name), *repeated)]
+        assert len({it.pop("seed") for it in settings}) == 3
+        assert all(it == settings[0] for it in settings)
+    assert len(seeds.runs) == 6
 
 
 def test_the_search_tries_the_rates_of_micro():
