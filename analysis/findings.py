@@ -26,9 +26,10 @@ def same_loss(results: Sequence[SameLoss], in_decay: Sequence[SameLoss] = ()) ->
     else:
         note = (
             f"Equivalent: the largest difference at equal loss between the curves of two sizes is below "
-            f"{told[0].margin:g} with 95 % certainty; different: above it. The interval is simultaneous over all pairs "
-            "and losses. Errors: root mean squared, of runs that the curves had not seen; a gain above 0 means that "
-            "knowing the size helps beyond knowing the loss."
+            f"{told[0].margin:g} with 95 % certainty. Different: above it at a loss where both sizes have two runs; "
+            "elsewhere a size cannot be told from a run. The interval is simultaneous over all pairs and losses. "
+            "Errors: root mean squared, of runs that the curves had not seen; a gain above 0 means that knowing the "
+            "size helps beyond knowing the loss."
         )
         parts = [_same_loss(results, "sizes are", "size"), page.caption(note)]
     if any(math.isfinite(result.largest) for result in in_decay):

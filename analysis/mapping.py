@@ -14,7 +14,7 @@ import pandas as pd
 
 from analysis import bootstrap, problems
 from analysis.problems import Problem
-from analysis.table import check, choose_loss, load, problems_of, read, renamed, write
+from analysis.table import check, choose_loss, gathered, load, problems_of, read, renamed, title, write
 from tokenizer.cli import UserError
 
 DECAY = ("keep", "drop", "only")
@@ -27,6 +27,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The table's path and the options that `load_as_asked` reads."""
     parser.add_argument("path", type=Path, help="a grid directory, or a .csv or .parquet results table")
     group = parser.add_argument_group("table", "how the table is read (docs/methods.md)")
+    group.add_argument(
+        "--with",
+        dest="others",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="another grid directory or table with our column names, whose rows are added; repeat as needed",
+    )
     group.add_argument(
         "--map",
         action="append",
@@ -84,6 +93,7 @@ def load_as_asked(arguments: argparse.Namespace, *, warn: bool = True) -> pd.Dat
     """
     table = load(
         arguments.path,
+        *arguments.others,
         columns=_pairs(arguments.map, "--map"),
         loss=arguments.loss,
         chance=_levels(arguments.chance),
@@ -131,16 +141,21 @@ def mark_decay(table: pd.DataFrame, share: float) -> pd.DataFrame:
 
 def print_problems(arguments: argparse.Namespace) -> bool:
     """Print every problem of the table with rows and remedy; whether one of them is fatal."""
-    origin = str(arguments.path)
-    raw = renamed(read(arguments.path), _pairs(arguments.map, "--map"), origin)
-    lacks = problems.missing(raw)
-    if not lacks or (lacks[0].column == "loss" and arguments.loss != "loss"):
-        raw = choose_loss(raw, arguments.loss, origin)
-    found = problems_of(raw, chance=_levels(arguments.chance))
+    columns, chance = _pairs(arguments.map, "--map"), _levels(arguments.chance)
+    paths = (arguments.path, *arguments.others)
+    origin = title(*paths)
+    if arguments.others:
+        raw = gathered(*paths, columns=columns, loss=arguments.loss, chance=chance)
+    else:
+        raw = renamed(read(arguments.path), columns, origin)
+        lacks = problems.missing(raw)
+        if not lacks or (lacks[0].column == "loss" and arguments.loss != "loss"):
+            raw = choose_loss(raw, arguments.loss, origin)
+    found = problems_of(raw, chance=chance)
     selects = arguments.only or arguments.leave_out or arguments.decay != "keep"
     if selects and not any(problem.fatal for problem in found):
         # Of the rows that are asked for, which are counted anew.
-        found = problems.found_in(select(check(raw, origin, chance=_levels(arguments.chance)), arguments))
+        found = problems.found_in(select(check(raw, origin, chance=chance), arguments))
     for problem in found:
         print(f"{problem.severity}: {problem}")
         if problem.rows:

@@ -131,11 +131,9 @@ def _compare(
         undecided = (UNDECIDED, margin, *nothing, ("", ""), *errors, float("nan"), *counts, reason)
         return SameLoss(task, metric, by, *undecided)
     verdict, reason = _verdict(largest, margin, freedom, by)
-    value, low, high, bound, at, between = largest
+    found = (largest.value, largest.low, largest.high, largest.bound, largest.at_loss, largest.between)
     known_sd = run_sd if freedom else float("nan")
-    return SameLoss(
-        task, metric, by, verdict, margin, value, low, high, bound, at, between, *errors, known_sd, *counts, reason
-    )
+    return SameLoss(task, metric, by, verdict, margin, *found, *errors, known_sd, *counts, reason)
 
 
 def _not_computable(points: same_loss_fit.Points, by: str) -> str:
@@ -153,20 +151,24 @@ def _not_computable(points: same_loss_fit.Points, by: str) -> str:
     return ""
 
 
-def _verdict(
-    largest: tuple[float, float, float, float, float, tuple[str, str]], margin: float, freedom: int, by: str
-) -> tuple[str, str]:
-    value, low, high, bound, at, (better, worse) = largest
-    words = f"the largest difference is {value:.3f} [{low:.3f}, {high:.3f}] ({better} above {worse} at loss {at:.2f})"
+def _verdict(largest: same_loss_fit.Largest, margin: float, freedom: int, by: str) -> tuple[str, str]:
+    words = (
+        f"the largest difference is {largest.value:.3f} [{largest.low:.3f}, {largest.high:.3f}] "
+        f"({largest.between[0]} above {largest.between[1]} at loss {largest.at_loss:.2f})"
+    )
     if not freedom:
         words += f"; one run a {by}, so that runs and {by}s cannot be told apart and the interval lacks what runs vary"
-    words += f"; equivalent within {bound:.3f} and more"
-    if bound <= margin:
+    words += f"; equivalent within {largest.bound:.3f} and more"
+    if largest.bound <= margin:
         return EQUIVALENT, words
-    if low > margin and freedom:
+    if largest.low_replicated > margin:
+        if largest.low_replicated < largest.low:
+            words += f"; above {largest.low_replicated:.3f} where both have two runs"
         return DIFFERENT, words
-    if low > 0 and freedom:
+    if largest.low_replicated > 0:
         words += ", more than nothing but perhaps less than the margin"
+    if freedom and largest.low > margin:
+        words += f"; where both have two runs no difference is clear, elsewhere runs and {by}s cannot be told apart"
     return UNDECIDED, words
 
 

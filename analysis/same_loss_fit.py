@@ -39,6 +39,24 @@ class Points:
         return np.array([len(np.unique(self.run[self.group == g])) for g in range(len(self.names))])
 
 
+@dataclass(frozen=True)
+class Largest:
+    """The largest difference at equal loss between the curves of two groups, in the metric's units."""
+
+    value: float
+    low: float
+    high: float
+    """95 % interval, simultaneous over all pairs and losses."""
+    low_replicated: float
+    """Lower end of the same interval where both groups have two runs: there only, a difference of groups can be told
+    from one of runs."""
+    bound: float
+    """Least margin within which the groups are equivalent at 5 %."""
+    at_loss: float
+    between: tuple[str, str]
+    """The two groups, the better one first."""
+
+
 def points_of(rows: pd.DataFrame, by: str, loss: str) -> Points:
     """The checkpoints of one task and metric, sizes from the smallest up."""
     if by == "size":
@@ -137,8 +155,8 @@ def largest_difference(
     variation: tuple[float, float, int],
     replicates: int,
     seed: int,
-) -> tuple[float, float, float, float, float, tuple[str, str]] | None:
-    """Largest difference with interval and equivalence bound, the loss, the groups; None without a common range."""
+) -> Largest | None:
+    """The largest difference; None without a common range of losses."""
     freedom = variation[2]
     losses = np.linspace(points.x.min(), points.x.max(), GRID_POINTS)
     at_grid = basis(losses)
@@ -149,11 +167,13 @@ def largest_difference(
         operator = curves.fit_operator(design[of_group], penalties[g], at_grid)
         values.append(operator @ points.y[of_group])
         errors.append(_draw_errors(points, design, penalties[g], operator, g, variation[:2], replicates, generator))
-    differences, drawn, places = [], [], []
+    replicated = _losses_of_two_runs(points, losses)
+    differences, drawn, places, of_two_runs = [], [], [], []
     for g, h, inside in _overlaps(points, losses):
         differences.append((values[g] - values[h])[inside])
         drawn.append((errors[g] - errors[h])[:, inside])
         places += [(g, h, at) for at in losses[inside]]
+        of_two_runs.append((replicated[g] & replicated[h])[inside])
     if not places:
         return None
     difference, deviation = np.concatenate(differences), np.concatenate(drawn, axis=1)
@@ -166,11 +186,19 @@ def largest_difference(
     index = int(np.abs(difference).argmax())
     g, h, at = places[index]
     between = (points.names[g], points.names[h]) if difference[index] > 0 else (points.names[h], points.names[g])
-    low = max(0.0, float((np.abs(difference) - half).max()))
+    lowest = np.abs(difference) - half
     high = float((np.abs(difference) + half).max())
     one_sided = stats.t.ppf(0.95, freedom) if freedom else stats.norm.ppf(0.95)
     bound = float((np.abs(difference) + one_sided * spread).max())
-    return float(abs(difference[index])), low, high, bound, float(at), between
+    return Largest(
+        float(abs(difference[index])),
+        float(lowest.max(initial=0.0)),
+        high,
+        float(lowest[np.concatenate(of_two_runs)].max(initial=0.0)),
+        bound,
+        float(at),
+        between,
+    )
 
 
 def _draw_errors(
@@ -208,6 +236,16 @@ def _draw_errors(
     drawn = generator.standard_normal((replicates, num_runs)) @ of_runs
     spread = np.square(of_runs).sum(axis=0)
     return drawn * np.sqrt(np.maximum(1.0, modelled / np.maximum(spread, 1e-30)))
+
+
+def _losses_of_two_runs(points: Points, losses: np.ndarray) -> np.ndarray:
+    """Where at least two runs of a group were seen: shape (groups, len(losses)), boolean."""
+    seen = np.zeros((len(points.names), len(losses)), dtype=int)
+    for run in np.unique(points.run):
+        of_run = points.run == run
+        x = points.x[of_run]
+        seen[points.group[of_run][0]] += (losses >= x.min()) & (losses <= x.max())
+    return seen >= 2
 
 
 def _overlaps(points: Points, losses: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:

@@ -144,7 +144,9 @@ def runs(table: pd.DataFrame, states: Sequence[RunState]) -> str:
     last = table.sort_values("step").groupby(run_ids(table)).tail(1)
     last = last.drop_duplicates(["grid", "run"]).sort_values(["parameters", "tokens", "run"])
     counts = table.drop_duplicates(["grid", "run", "step"]).groupby(run_ids(table)).size()
-    by_name = {state.run: state for state in states}
+    # Of two grids' runs of one name, nothing says whose state it is.
+    in_two = set(last.loc[last["run"].duplicated(keep=False), "run"])
+    by_name = {state.run: state for state in states if state.run not in in_two}
     rows = []
     for _, row in last.iterrows():
         state = by_name.get(row["run"])

@@ -2,6 +2,7 @@
 Parquet file, checked before anything is computed from it.
 
     table = load("theirs.csv", columns={"loss": "c4_loss"})
+    table = load("runs/micro", "runs/micro-seeds")
     problems_of(table)
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,14 +22,17 @@ from analysis.problems import Problem
 from tokenizer.cli import UserError
 from tokenizer.files import atomic_path
 
-__all__ = ["FRACTIONS", "KEY", "ORDER", "REQUIRED", "check", "load", "losses", "primary_metrics", "run_ids", "write"]
+__all__ = [
+    *("FRACTIONS", "KEY", "ORDER", "REQUIRED"),
+    *("check", "gathered", "load", "losses", "primary_metrics", "run_ids", "title", "write"),
+]
 
 _TRUE = {"true": True, "1": True, "1.0": True, "yes": True, "false": False, "0": False, "0.0": False, "no": False}
 
 
 def load(
     path: str | Path,
-    *,
+    *others: str | Path,
     columns: Mapping[str, str] | None = None,
     loss: str = "loss",
     chance: Mapping[str, float] | None = None,
@@ -38,7 +43,8 @@ def load(
         path: a grid directory (all of its ``<run>/eval/step_*.json``), or a ``.csv`` or ``.parquet`` file with at least
             the columns of `columns.REQUIRED`. Losses are in nats per token, accuracies fractions of 1, tokens and
             parameters counts.
-        columns: name in this project -> name in the file, such as ``{"loss": "c4_loss"}``.
+        others: more of the same kind, whose rows are added.
+        columns: name in this project -> name in the file at `path`, such as ``{"loss": "c4_loss"}``.
         loss: which of several losses becomes the column ``loss``: a column's name, or ``zh`` for ``loss_zh``; the one
             that was there before stays as ``loss_default``.
         chance: task -> chance level of its accuracy, for tasks whose level the file does not give.
@@ -49,9 +55,27 @@ def load(
     Raises UserError, naming file, column and rows, for a missing column, an empty or non-numeric cell, a value out of
     range, a share without a chance level, two rows for the same checkpoint, task and metric, and losses that rise.
     """
-    table, origin = read(path), str(path)
+    options = {"loss": loss, "chance": chance}
+    if others:
+        return check(gathered(path, *others, columns=columns, **options), title(path, *others), chance=chance)
+    table, origin = read(path), title(path)
     table = choose_loss(renamed(table, columns or {}, origin), loss, origin)
     return check(table, origin, chance=chance)
+
+
+def gathered(
+    path: str | Path, *others: str | Path, columns: Mapping[str, str] | None = None, **options: Any
+) -> pd.DataFrame:
+    """The rows of all, each checked by itself as `load` does, but not yet together."""
+    tables = [load(path, columns=columns, **options), *(load(other, **options) for other in others)]
+    together = pd.concat(tables, ignore_index=True)
+    together.attrs.update(tables[0].attrs)
+    return together
+
+
+def title(path: str | Path, *others: str | Path) -> str:
+    """What a table is called in messages: as on a command line."""
+    return " --with ".join(map(str, (path, *others)))
 
 
 def read(path: str | Path) -> pd.DataFrame:

@@ -79,6 +79,39 @@ def test_one_run_a_size_never_proves_a_difference_of_sizes():
     assert "runs and sizes cannot be told apart" in result.reason
 
 
+def short_and_long(slopes, seed=6):
+    """Sizes with four short runs each, at chance down to a loss of 2.6, and a long one for each of its `slopes`, which
+    rises from chance below 2.5."""
+    generator = np.random.default_rng(seed)
+    parts = []
+    for size, of_size in slopes.items():
+        for number, slope in enumerate([*[0.0] * 4, *of_size]):
+            last, count = (2.6, 4) if number < 4 else (1.9, 24)
+            loss = np.linspace(4.0, last, count) + generator.normal(0, 0.01, count)
+            value = generator.binomial(ROWS, 0.25 + slope * np.maximum(0, 2.5 - loss)) / ROWS
+            run = {"run": f"{size}-{number}", "size": size, "parameters": simulated_grids.SIZES[size]}
+            parts.append(pd.DataFrame({"loss": loss, "value": value, "step": np.arange(count), **run}))
+    stderr = 0.5 / np.sqrt(ROWS)
+    columns = {"grid": "simulated", "task": "mmlu", "metric": "acc", "stderr": stderr, "higher_is_better": True}
+    return pd.concat(parts, ignore_index=True).assign(**columns, chance=0.25, rows=ROWS)
+
+
+def test_a_difference_where_each_size_has_one_run_is_not_one_of_sizes():
+    """In the micro grid one run a size got below the thresholds, where runs rise as luck has it. How runs vary was
+    measured at chance, where they do not, and eight tasks were called different between sizes."""
+    result = only(short_and_long({"3M": [1.0], "10M": [0.3], "30M": [0.6]}))
+    assert result.largest_low > 0.02
+    assert result.verdict == same_loss.UNDECIDED
+    assert "where both have two runs no difference is clear, elsewhere runs and sizes cannot be told" in result.reason
+
+
+def test_with_several_long_runs_a_size_sizes_can_be_told_from_runs():
+    of_sizes = short_and_long({"3M": [1.0, 0.9, 0.95], "10M": [0.3, 0.35, 0.25], "30M": [0.6, 0.65, 0.55]})
+    assert only(of_sizes).verdict == same_loss.DIFFERENT
+    of_runs = short_and_long({"3M": [1.0, 0.3, 0.6], "10M": [0.3, 0.9, 0.5], "30M": [0.6, 0.4, 0.9]})
+    assert only(of_runs).verdict == same_loss.UNDECIDED
+
+
 def test_checkpoints_in_decay_are_compared_with_the_others():
     results = grid(3, budgets=6)
     share = results["tokens"] / results.groupby("run")["tokens"].transform("max")

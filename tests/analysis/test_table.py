@@ -121,6 +121,31 @@ def test_other_names_and_another_loss_are_mapped(small, tmp_path):
         analysis.load(path, columns={"loss": "c5_loss"})
 
 
+def test_rows_of_several_tables_are_put_together(grid, small, tmp_path):
+    """A grid directory has columns that a bare table has not: each is completed by itself."""
+    bare, out = tmp_path / "bare.csv", tmp_path / "both.csv"
+    small.assign(grid="theirs")[list(table.REQUIRED)].to_csv(bare, index=False)
+    both = analysis.load(grid, bare)
+    assert sorted(both["grid"].unique()) == ["simulated", "theirs"]
+    assert len(both) == len(analysis.load(grid)) + len(small)
+    pd.testing.assert_frame_equal(
+        both[both["grid"] == "theirs"][CONTRACT].reset_index(drop=True), analysis.load(bare)[CONTRACT]
+    )
+    assert check.main([str(grid), "--with", str(bare), "--out", str(out)]) is None
+    pd.testing.assert_frame_equal(analysis.load(out)[CONTRACT], both[CONTRACT], check_dtype=False)
+
+
+def test_tables_that_do_not_go_together_are_refused_by_name(grid, small, tmp_path, capsys):
+    path = tmp_path / "theirs.csv"
+    small.drop(columns="loss").to_csv(path, index=False)
+    with pytest.raises(UserError, match=r"theirs\.csv: missing column loss"):
+        analysis.load(grid, path)
+    with pytest.raises(UserError, match=f"{grid} --with {grid}: .* share a checkpoint, task and metric"):
+        analysis.load(grid, grid)
+    assert check.main([str(grid), "--with", str(grid)]) == 2
+    assert "fatal: 960 rows share a checkpoint" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("metric", ["correct_choice_prob", "brier"])
 def test_the_chance_of_continuous_metrics_follows_from_that_of_accuracy(small, metric):
     more = small[small["task"] == "mmlu"].assign(metric=metric, chance=np.nan, task="arc", higher_is_better=np.nan)
