@@ -165,7 +165,7 @@ def _verdict(largest: same_loss_fit.Largest, margin: float, freedom: int, by: st
         if largest.low_replicated < largest.low:
             words += f"; above {largest.low_replicated:.3f} where both have two runs"
         return DIFFERENT, words
-    if largest.low_replicated > 0:
+    if largest.low_replicated > 5e-4:  # what is printed as more than 0.000
         words += ", more than nothing but perhaps less than the margin"
     if freedom and largest.low > margin:
         words += f"; where both have two runs no difference is clear, elsewhere runs and {by}s cannot be told apart"

@@ -77,6 +77,7 @@ def _steps_table(plan: Plan, estimator: Estimator) -> Table:
     for heading in ("step", "done", "time alone"):
         shown.add_column(heading, justify="right" if heading == "time alone" else "left")
     seen: set[str] = set()
+    whole = {step.name for step in plan.done()}
     for step in plan:
         same = [step]
         name = step.name
@@ -86,7 +87,7 @@ def _steps_table(plan: Plan, estimator: Estimator) -> Table:
         if name in seen:
             continue
         seen.add(name)
-        done = sum(other.done() for other in same)
+        done = sum(other.name in whole for other in same)
         state = f"{done} of {len(same)}" if len(same) > 1 else "yes" if done else "no"
         shown.add_row(name, state, format_duration(sum(estimator.seconds(other) for other in same)))
     return shown

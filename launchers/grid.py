@@ -202,7 +202,7 @@ def _launch(
         rows = inputs.rows_per_task(grid.evaluation.limit)
         estimator = Estimator(runs, folder, rates, num_tasks, rows, sources["bytes"], jobs)
         display = Display(plan, estimator, jobs, console)
-        done = sum(step.done() for step in plan)
+        done = len(plan.done())
 
         def left() -> float:
             return total_seconds(plan, estimator.left, jobs)

@@ -172,7 +172,7 @@ class LocalExecutor:
 
     def run(self) -> Outcome:
         """Carry the plan out; KeyboardInterrupt (Ctrl-C, SIGTERM, SIGHUP) after all processes were ended."""
-        self.outcome = Outcome(done=[step for step in self.plan if step.done()])
+        self.outcome = Outcome(done=self.plan.done())
         done = {step.name for step in self.outcome.done}
         self._waiting = [step for step in self.plan if step.name not in done]
         with signals_interrupt():

@@ -93,6 +93,16 @@ class Plan:
     def __len__(self) -> int:
         return len(self.steps)
 
+    def done(self) -> list[Step]:
+        """The steps that are not to be carried out. One that starts from whatever the steps before it left
+        (`needs_ended`) is to be, although its output is there, while one of those is: it will have more to start from.
+        """
+        done: dict[str, Step] = {}
+        for step in self.steps:
+            if step.done() and (not step.needs_ended or all(need in done for need in step.needs)):
+                done[step.name] = step
+        return list(done.values())
+
     @property
     def phases(self) -> tuple[str, ...]:
         """The phases that it has steps of, in their order."""

@@ -114,6 +114,22 @@ def test_what_is_done_is_not_done_again(tmp_path):
     assert (tmp_path / "a").read_text() == "from before"
 
 
+def test_a_summary_from_before_is_made_again_of_more(tmp_path):
+    """Runs were added to a grid whose report was there: no result was newer than the report when the launch began, and
+    so it never got the new ones."""
+    most = Most()
+    for name in ("a", "summary"):
+        (tmp_path / name).write_text("from before")
+    added = write_step(tmp_path, "b", phase="evaluate")
+    summary = write_step(tmp_path, "summary", phase="report", needs=["a", "b"], needs_ended=True)
+    steps = (write_step(tmp_path, "a", phase="evaluate"), added, summary)
+    run(*steps, observers=[most])
+    assert most.order == [("b",), ("summary",)]
+    assert [step.name for step in Plan(steps).done()] == ["a", "b", "summary"]
+    run(*steps, observers=[most])
+    assert most.order == [("b",), ("summary",)]
+
+
 def test_a_failing_step_leaves_the_others_alone(tmp_path):
     failing = Step(
         "broken",
