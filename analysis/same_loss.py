@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -40,7 +40,8 @@ class SameLoss:
     """`EQUIVALENT` or `DIFFERENT` within the margin, or `UNDECIDED`."""
     margin: float
     largest: float
-    """Largest difference at equal loss between the curves of two groups."""
+    """Largest difference at equal loss between the curves of two groups; where they are `DIFFERENT`, the largest at a
+    loss where both have two runs."""
     largest_low: float
     largest_high: float
     """95 % interval of it, simultaneous over all pairs and losses."""
@@ -130,8 +131,8 @@ def _compare(
         nothing = [float("nan")] * 5
         undecided = (UNDECIDED, margin, *nothing, ("", ""), *errors, float("nan"), *counts, reason)
         return SameLoss(task, metric, by, *undecided)
-    verdict, reason = _verdict(largest, margin, freedom, by)
-    found = (largest.value, largest.low, largest.high, largest.bound, largest.at_loss, largest.between)
+    verdict, shown, reason = _verdict(*largest, margin, freedom, by)
+    found = (shown.value, shown.low, shown.high, shown.bound, shown.at_loss, shown.between)
     known_sd = run_sd if freedom else float("nan")
     return SameLoss(task, metric, by, verdict, margin, *found, *errors, known_sd, *counts, reason)
 
@@ -151,25 +152,29 @@ def _not_computable(points: same_loss_fit.Points, by: str) -> str:
     return ""
 
 
-def _verdict(largest: same_loss_fit.Largest, margin: float, freedom: int, by: str) -> tuple[str, str]:
+def _verdict(
+    largest: same_loss_fit.Largest, replicated: same_loss_fit.Largest, margin: float, freedom: int, by: str
+) -> tuple[str, same_loss_fit.Largest, str]:
+    """The verdict, the difference that is shown with it, and why; arguments as `largest_difference` returns them."""
+    different = replicated.low > margin and largest.bound > margin
+    shown = replicated if different else largest
     words = (
-        f"the largest difference is {largest.value:.3f} [{largest.low:.3f}, {largest.high:.3f}] "
-        f"({largest.between[0]} above {largest.between[1]} at loss {largest.at_loss:.2f})"
+        f"the largest difference is {shown.value:.3f} [{shown.low:.3f}, {shown.high:.3f}] "
+        f"({shown.between[0]} above {shown.between[1]} at loss {shown.at_loss:.2f})"
     )
     if not freedom:
         words += f"; one run a {by}, so that runs and {by}s cannot be told apart and the interval lacks what runs vary"
     words += f"; equivalent within {largest.bound:.3f} and more"
+    shown = replace(shown, bound=largest.bound)
     if largest.bound <= margin:
-        return EQUIVALENT, words
-    if largest.low_replicated > margin:
-        if largest.low_replicated < largest.low:
-            words += f"; above {largest.low_replicated:.3f} where both have two runs"
-        return DIFFERENT, words
-    if largest.low_replicated > 5e-4:  # what is printed as more than 0.000
+        return EQUIVALENT, shown, words
+    if different:
+        return DIFFERENT, shown, words
+    if replicated.low > 5e-4:  # what is printed as more than 0.000
         words += ", more than nothing but perhaps less than the margin"
     if freedom and largest.low > margin:
         words += f"; where both have two runs no difference is clear, elsewhere runs and {by}s cannot be told apart"
-    return UNDECIDED, words
+    return UNDECIDED, shown, words
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:

@@ -47,9 +47,6 @@ class Largest:
     low: float
     high: float
     """95 % interval, simultaneous over all pairs and losses."""
-    low_replicated: float
-    """Lower end of the same interval where both groups have two runs: there only, a difference of groups can be told
-    from one of runs."""
     bound: float
     """Least margin within which the groups are equivalent at 5 %."""
     at_loss: float
@@ -155,8 +152,9 @@ def largest_difference(
     variation: tuple[float, float, int],
     replicates: int,
     seed: int,
-) -> Largest | None:
-    """The largest difference; None without a common range of losses."""
+) -> tuple[Largest, Largest] | None:
+    """The largest difference, and the largest where both groups have two runs (0 where none has): there only can a
+    difference of groups be told from one of runs. None without a common range of losses."""
     freedom = variation[2]
     losses = np.linspace(points.x.min(), points.x.max(), GRID_POINTS)
     at_grid = basis(losses)
@@ -183,22 +181,25 @@ def largest_difference(
         # Student's, because what runs vary by is estimated from few of them.
         most = most / np.sqrt(generator.chisquare(freedom, replicates) / freedom)
     half = np.quantile(most, 0.95) * spread
-    index = int(np.abs(difference).argmax())
-    g, h, at = places[index]
-    between = (points.names[g], points.names[h]) if difference[index] > 0 else (points.names[h], points.names[g])
-    lowest = np.abs(difference) - half
-    high = float((np.abs(difference) + half).max())
-    one_sided = stats.t.ppf(0.95, freedom) if freedom else stats.norm.ppf(0.95)
-    bound = float((np.abs(difference) + one_sided * spread).max())
-    return Largest(
-        float(abs(difference[index])),
-        float(lowest.max(initial=0.0)),
-        high,
-        float(lowest[np.concatenate(of_two_runs)].max(initial=0.0)),
-        bound,
-        float(at),
-        between,
-    )
+    one_sided = (stats.t.ppf(0.95, freedom) if freedom else stats.norm.ppf(0.95)) * spread
+
+    def largest(among: np.ndarray) -> Largest:
+        if not among.any():
+            return Largest(0.0, 0.0, 0.0, 0.0, float("nan"), ("", ""))
+        absolute = np.where(among, np.abs(difference), -np.inf)
+        index = int(absolute.argmax())
+        g, h, at = places[index]
+        better, worse = (g, h) if difference[index] > 0 else (h, g)
+        return Largest(
+            value=float(absolute[index]),
+            low=max(0.0, float((absolute - half).max())),
+            high=float((absolute + half).max()),
+            bound=float((absolute + one_sided).max()),
+            at_loss=float(at),
+            between=(points.names[better], points.names[worse]),
+        )
+
+    return largest(np.ones_like(difference, dtype=bool)), largest(np.concatenate(of_two_runs))
 
 
 def _draw_errors(
