@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
@@ -131,8 +131,9 @@ def _compare(
         nothing = [float("nan")] * 5
         undecided = (UNDECIDED, margin, *nothing, ("", ""), *errors, float("nan"), *counts, reason)
         return SameLoss(task, metric, by, *undecided)
-    verdict, shown, reason = _verdict(*largest, margin, freedom, by)
-    found = (shown.value, shown.low, shown.high, shown.bound, shown.at_loss, shown.between)
+    overall, replicated, bound = largest
+    verdict, shown, reason = _verdict(overall, replicated, bound, margin, freedom, by)
+    found = (shown.value, shown.low, shown.high, bound, shown.at_loss, shown.between)
     known_sd = run_sd if freedom else float("nan")
     return SameLoss(task, metric, by, verdict, margin, *found, *errors, known_sd, *counts, reason)
 
@@ -153,26 +154,30 @@ def _not_computable(points: same_loss_fit.Points, by: str) -> str:
 
 
 def _verdict(
-    largest: same_loss_fit.Largest, replicated: same_loss_fit.Largest, margin: float, freedom: int, by: str
+    overall: same_loss_fit.Largest,
+    replicated: same_loss_fit.Largest,
+    bound: float,
+    margin: float,
+    freedom: int,
+    by: str,
 ) -> tuple[str, same_loss_fit.Largest, str]:
     """The verdict, the difference that is shown with it, and why; arguments as `largest_difference` returns them."""
-    different = replicated.low > margin and largest.bound > margin
-    shown = replicated if different else largest
+    different = replicated.low > margin
+    shown = replicated if different else overall
     words = (
         f"the largest difference is {shown.value:.3f} [{shown.low:.3f}, {shown.high:.3f}] "
         f"({shown.between[0]} above {shown.between[1]} at loss {shown.at_loss:.2f})"
     )
     if not freedom:
         words += f"; one run a {by}, so that runs and {by}s cannot be told apart and the interval lacks what runs vary"
-    words += f"; equivalent within {largest.bound:.3f} and more"
-    shown = replace(shown, bound=largest.bound)
-    if largest.bound <= margin:
+    words += f"; equivalent within {bound:.3f} and more"
+    if bound <= margin:
         return EQUIVALENT, shown, words
     if different:
         return DIFFERENT, shown, words
     if replicated.low > 5e-4:  # what is printed as more than 0.000
         words += ", more than nothing but perhaps less than the margin"
-    if freedom and largest.low > margin:
+    if freedom and overall.low > margin:
         words += f"; where both have two runs no difference is clear, elsewhere runs and {by}s cannot be told apart"
     return UNDECIDED, shown, words
 

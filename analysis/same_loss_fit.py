@@ -47,8 +47,6 @@ class Largest:
     low: float
     high: float
     """95 % interval, simultaneous over all pairs and losses."""
-    bound: float
-    """Least margin within which the groups are equivalent at 5 %."""
     at_loss: float
     between: tuple[str, str]
     """The two groups, the better one first."""
@@ -152,9 +150,10 @@ def largest_difference(
     variation: tuple[float, float, int],
     replicates: int,
     seed: int,
-) -> tuple[Largest, Largest] | None:
-    """The largest difference, and the largest where both groups have two runs (0 where none has): there only can a
-    difference of groups be told from one of runs. None without a common range of losses."""
+) -> tuple[Largest, Largest, float] | None:
+    """The largest difference; the largest where both groups have two runs (0 where none has), for there only can a
+    difference of groups be told from one of runs; and the least margin within which the groups are equivalent at 5 %.
+    None without a common range of losses."""
     freedom = variation[2]
     losses = np.linspace(points.x.min(), points.x.max(), GRID_POINTS)
     at_grid = basis(losses)
@@ -181,11 +180,12 @@ def largest_difference(
         # Student's, because what runs vary by is estimated from few of them.
         most = most / np.sqrt(generator.chisquare(freedom, replicates) / freedom)
     half = np.quantile(most, 0.95) * spread
-    one_sided = (stats.t.ppf(0.95, freedom) if freedom else stats.norm.ppf(0.95)) * spread
+    one_sided = stats.t.ppf(0.95, freedom) if freedom else stats.norm.ppf(0.95)
+    bound = float((np.abs(difference) + one_sided * spread).max())
 
     def largest(among: np.ndarray) -> Largest:
         if not among.any():
-            return Largest(0.0, 0.0, 0.0, 0.0, float("nan"), ("", ""))
+            return Largest(0.0, 0.0, 0.0, float("nan"), ("", ""))
         absolute = np.where(among, np.abs(difference), -np.inf)
         index = int(absolute.argmax())
         g, h, at = places[index]
@@ -194,12 +194,11 @@ def largest_difference(
             value=float(absolute[index]),
             low=max(0.0, float((absolute - half).max())),
             high=float((absolute + half).max()),
-            bound=float((absolute + one_sided).max()),
             at_loss=float(at),
             between=(points.names[better], points.names[worse]),
         )
 
-    return largest(np.ones_like(difference, dtype=bool)), largest(np.concatenate(of_two_runs))
+    return largest(np.ones_like(difference, dtype=bool)), largest(np.concatenate(of_two_runs)), bound
 
 
 def _draw_errors(

@@ -55,10 +55,10 @@ def load(
     Raises UserError, naming file, column and rows, for a missing column, an empty or non-numeric cell, a value out of
     range, a share without a chance level, two rows for the same checkpoint, task and metric, and losses that rise.
     """
-    options = {"loss": loss, "chance": chance}
     if others:
-        return check(gathered(path, *others, columns=columns, **options), title(path, *others), chance=chance)
-    table, origin = read(path), title(path)
+        together = gathered(path, *others, columns=columns, loss=loss, chance=chance)
+        return check(together, title(path, *others), chance=chance)
+    table, origin = read(path), str(path)
     table = choose_loss(renamed(table, columns or {}, origin), loss, origin)
     return check(table, origin, chance=chance)
 
